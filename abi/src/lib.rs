@@ -1,0 +1,1 @@
+//! The layouts that the driver and the device of virtio-rdma share, and nothing else.

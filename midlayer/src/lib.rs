@@ -1,0 +1,1 @@
+//! The InfiniBand midlayer of the Linux kernel, with its locking rules, as a Rust library.

@@ -1,0 +1,1 @@
+//! The vhost-user daemon that gives each VM a virtio-rdma device.
