@@ -1,0 +1,601 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The control virtqueue: commands, their answers, and the status of each.
+//!
+//! A command is one descriptor chain: `ControlHeader` and the request structure in the readable
+//! part, `ControlStatus` and the answer structure in the writable part. The device executes commands
+//! in order and returns them in order.
+
+use crate::describe::{abi_consts, abi_structs};
+use crate::le::{Le16, Le32, Le64};
+
+abi_structs! {
+    /// Starts every command.
+    pub struct ControlHeader {
+        /// `CMD_*`.
+        pub command: Le16,
+        /// Zero.
+        pub flags: Le16,
+        /// Counts the driver's commands: last plus one. INIT may have any. A command that repeats
+        /// the number of the one before is not executed again: it gets that one's answer.
+        pub sequence: Le32,
+    }
+
+    /// Starts every answer.
+    pub struct ControlStatus {
+        /// `STATUS_*`.
+        pub status: Le32,
+        /// The command's sequence number.
+        pub sequence: Le32,
+    }
+
+    /// Pages of guest memory, as a tree like that of a page table, so that a driver needs no
+    /// contiguous memory for it. Every table is one 4096-byte page of 512 little-endian addresses,
+    /// filled from the start.
+    pub struct PageList {
+        /// Depth 0: guest-physical address of the only page, or of the first of contiguous ones.
+        /// Otherwise that of the topmost table.
+        pub root: Le64,
+        /// Pages listed: at least 1.
+        pub num_pages: Le32,
+        /// A page is `2^page_shift` bytes and aligned to that: 12 to 30.
+        pub page_shift: u8,
+        /// Levels of tables between `root` and the pages: 0 to 3. `num_pages <= 512^depth` for a
+        /// depth over 0.
+        pub depth: u8,
+        /// Zero.
+        pub reserved: Le16,
+    }
+
+    /// INIT: the first command. Destroys whatever an earlier driver left.
+    pub struct InitRequest {
+        /// `ABI_MAJOR` of the driver.
+        pub abi_major: Le16,
+        /// `ABI_MINOR` of the driver.
+        pub abi_minor: Le16,
+        /// Completion vectors that the driver will use: 1 to `Config::num_comp_vectors`.
+        pub num_comp_vectors: Le32,
+        /// Guest-physical address of the status page (4096 bytes, aligned): one `VectorStatus`
+        /// a vector.
+        pub status_page: Le64,
+        /// Capabilities (`CAP_*`) that the driver wants to use.
+        pub capabilities: Le64,
+    }
+
+    /// Answer to INIT.
+    pub struct InitAnswer {
+        /// `ABI_MAJOR` of the device.
+        pub abi_major: Le16,
+        /// `ABI_MINOR` of the device.
+        pub abi_minor: Le16,
+        /// Slots of all UARs together that the device accepts.
+        pub max_slots: Le32,
+        /// Capabilities in force: those wanted that the device has.
+        pub capabilities: Le64,
+    }
+
+    /// Answer to QUERY_DEVICE (IBA 11.2.1.2). It may change when another HCA comes.
+    pub struct DeviceAttr {
+        /// EUI-64 of the node, big-endian.
+        pub node_guid: [u8; 8],
+        /// Of the system.
+        pub sys_image_guid: [u8; 8],
+        /// Version of the device's software: major in bits 32 to 47, minor in 16 to 31, patch below.
+        pub fw_ver: Le64,
+        /// Bytes of the largest MR.
+        pub max_mr_size: Le64,
+        /// Bit `n`: pages of `2^n` bytes are accepted in page lists of MRs.
+        pub page_size_cap: Le64,
+        /// `DEVICE_CAP_*`.
+        pub device_caps: Le64,
+        /// IEEE vendor number.
+        pub vendor_id: Le32,
+        /// The vendor's part number.
+        pub vendor_part_id: Le32,
+        /// Hardware version.
+        pub hw_ver: Le32,
+        /// QPs.
+        pub max_qp: Le32,
+        /// WRs in one send or receive queue.
+        pub max_qp_wr: Le32,
+        /// SGEs in a send WQE.
+        pub max_send_sge: Le32,
+        /// SGEs in a receive WQE.
+        pub max_recv_sge: Le32,
+        /// SGEs in an RDMA READ.
+        pub max_sge_rd: Le32,
+        /// Bytes of inline data.
+        pub max_inline: Le32,
+        /// CQs.
+        pub max_cq: Le32,
+        /// CQEs in one CQ.
+        pub max_cqe: Le32,
+        /// MRs.
+        pub max_mr: Le32,
+        /// PDs.
+        pub max_pd: Le32,
+        /// READs and atomics that a QP may have outstanding as responder.
+        pub max_qp_rd_atom: Le32,
+        /// As requester.
+        pub max_qp_init_rd_atom: Le32,
+        /// Of all QPs together.
+        pub max_res_rd_atom: Le32,
+        /// SRQs.
+        pub max_srq: Le32,
+        /// WRs in one SRQ.
+        pub max_srq_wr: Le32,
+        /// SGEs in an SRQ's WQE.
+        pub max_srq_sge: Le32,
+        /// Memory windows.
+        pub max_mw: Le32,
+        /// Address handles.
+        pub max_ah: Le32,
+        /// Multicast groups.
+        pub max_mcast_grp: Le32,
+        /// QPs in one multicast group.
+        pub max_mcast_qp_attach: Le32,
+        /// Pages in one fast registration.
+        pub max_fast_reg_page_list_len: Le32,
+        /// 0: no atomics; 1: atomic within the device; 2: with the whole system.
+        pub atomic_cap: Le32,
+        /// UARs.
+        pub max_uar: Le32,
+        /// P_Keys of the port.
+        pub max_pkeys: Le16,
+        /// 4.096 us * 2^n is the longest that an acknowledgement takes.
+        pub local_ca_ack_delay: u8,
+        /// Zero.
+        pub reserved: [u8; 5],
+    }
+
+    /// Answer to QUERY_PORT (IBA 11.2.1.3).
+    pub struct PortAttr {
+        /// Bytes of the largest message.
+        pub max_msg_sz: Le32,
+        /// Entries in the GID table.
+        pub gid_tbl_len: Le32,
+        /// IBA capability mask.
+        pub port_cap_flags: Le32,
+        /// Packets with a bad P_Key.
+        pub bad_pkey_cntr: Le32,
+        /// Packets with a bad Q_Key.
+        pub qkey_viol_cntr: Le32,
+        /// P_Keys: entry 0 is 0xffff.
+        pub pkey_tbl_len: Le16,
+        /// Zero.
+        pub reserved0: Le16,
+        /// IBA port state: 1 down, 4 active.
+        pub state: u8,
+        /// IBA physical state: 3 disabled, 5 link up.
+        pub phys_state: u8,
+        /// Path MTU code (see `Config::max_mtu`).
+        pub max_mtu: u8,
+        /// Path MTU code in force.
+        pub active_mtu: u8,
+        /// IBA link width code: 1 = 1x, 2 = 4x.
+        pub active_width: u8,
+        /// Zero.
+        pub reserved1: [u8; 3],
+        /// IBA link speed code: 32 = EDR (25 Gb/s a lane).
+        pub active_speed: Le32,
+        /// Zero.
+        pub reserved2: Le32,
+    }
+
+    /// Answer to QUERY_COUNTERS: counts since the device came to be, wrapping.
+    pub struct Counters {
+        /// Notifications that arrived on doorbell virtqueues.
+        pub doorbell_kicks: Le64,
+        /// Send WQEs taken.
+        pub send_wqes: Le64,
+        /// Receive WQEs taken.
+        pub recv_wqes: Le64,
+        /// CQEs written.
+        pub completions: Le64,
+        /// Events put into completion virtqueues.
+        pub cq_events: Le64,
+        /// Interrupts asked for on completion virtqueues.
+        pub cq_interrupts: Le64,
+        /// Times that a worker went to sleep.
+        pub worker_sleeps: Le64,
+        /// Bytes of messages sent and of READs answered.
+        pub tx_bytes: Le64,
+        /// Bytes of messages received.
+        pub rx_bytes: Le64,
+        /// RNR conditions that this device's responders found.
+        pub rnr_naks: Le64,
+        /// CQEs with an error other than a flush.
+        pub error_completions: Le64,
+        /// Malformed commands, rings and WQEs.
+        pub guest_errors: Le64,
+    }
+
+    /// ADD_GID: the guest's network device has a new address.
+    pub struct AddGidRequest {
+        /// Entry of the GID table.
+        pub index: Le32,
+        /// `GID_TYPE_*`.
+        pub gid_type: u8,
+        /// Zero.
+        pub reserved: u8,
+        /// VLAN, or 0xffff for none.
+        pub vlan: Le16,
+        /// The GID, big-endian.
+        pub gid: [u8; 16],
+        /// MAC of the network device that has the address.
+        pub mac: [u8; 6],
+        /// Zero.
+        pub reserved1: Le16,
+    }
+
+    /// DEL_GID, and every other command whose request is one number.
+    pub struct NumberRequest {
+        /// What to destroy or query.
+        pub number: Le32,
+        /// Zero.
+        pub reserved: Le32,
+    }
+
+    /// Answer of every command that creates something and answers with its number only.
+    pub struct NumberAnswer {
+        /// The object's number.
+        pub number: Le32,
+        /// Zero.
+        pub reserved: Le32,
+    }
+
+    /// CREATE_UAR.
+    pub struct CreateUarRequest {
+        /// The region: zeroed; at most `UAR_MAX_BYTES`.
+        pub pages: PageList,
+    }
+
+    /// REG_MR: registers guest memory (IBA 11.2.8.2).
+    pub struct RegMrRequest {
+        /// The PD.
+        pub pdn: Le32,
+        /// `ACCESS_*`.
+        pub access: Le32,
+        /// Address by which work requests name the first byte.
+        pub iova: Le64,
+        /// Bytes: 1 to `max_mr_size`.
+        pub length: Le64,
+        /// Bytes from the start of the first page to the first byte.
+        pub offset: Le64,
+        /// The memory.
+        pub pages: PageList,
+    }
+
+    /// GET_DMA_MR: an MR that covers all guest-physical memory; for the driver's own kernel
+    /// consumers only, never for a process.
+    pub struct GetDmaMrRequest {
+        /// The PD.
+        pub pdn: Le32,
+        /// `ACCESS_*`.
+        pub access: Le32,
+    }
+
+    /// Answer to REG_MR and GET_DMA_MR.
+    pub struct MrAnswer {
+        /// The MR's number, for DEREG_MR.
+        pub mrn: Le32,
+        /// Local key.
+        pub lkey: Le32,
+        /// Remote key; 0 when no remote access is allowed.
+        pub rkey: Le32,
+        /// Zero.
+        pub reserved: Le32,
+    }
+
+    /// CREATE_CQ.
+    pub struct CreateCqRequest {
+        /// Slots of the ring: a power of two, up to `max_cqe`.
+        pub entries: Le32,
+        /// The vector whose completion virtqueue gets its events.
+        pub vector: Le32,
+        /// The buffer: `CqGuestLine`, `CqDeviceLine`, and the ring at `CQ_RING_OFFSET`; zeroed.
+        pub pages: PageList,
+    }
+
+    /// CREATE_QP.
+    pub struct CreateQpRequest {
+        /// The PD.
+        pub pdn: Le32,
+        /// CQ of the send queue.
+        pub send_cqn: Le32,
+        /// CQ of the receive queue.
+        pub recv_cqn: Le32,
+        /// SRQ, or `NO_SRQ`.
+        pub srqn: Le32,
+        /// UAR in which pending work of this QP is shown.
+        pub uarn: Le32,
+        /// Bit in that UAR: no other QP may use it.
+        pub slot: Le32,
+        /// `QP_TYPE_*`.
+        pub qp_type: u8,
+        /// `QP_FLAG_*`.
+        pub flags: u8,
+        /// Stride of the send queue: `2^n` bytes, `WQE_STRIDE_SHIFT_MIN` to `WQE_STRIDE_SHIFT_MAX`.
+        pub sq_stride_shift: u8,
+        /// Stride of the receive queue.
+        pub rq_stride_shift: u8,
+        /// Slots of the send queue: a power of two, up to `max_qp_wr`; 0 for none.
+        pub sq_entries: Le32,
+        /// Slots of the receive queue; 0 for none.
+        pub rq_entries: Le32,
+        /// Bytes from the start of the buffer to the send queue: a multiple of 64.
+        pub sq_offset: Le32,
+        /// Bytes from the start of the buffer to the receive queue.
+        pub rq_offset: Le32,
+        /// Most SGEs of a send WQE; they fit in the stride.
+        pub max_send_sge: Le32,
+        /// Most SGEs of a receive WQE; they fit in the stride.
+        pub max_recv_sge: Le32,
+        /// Most bytes of inline data; they fit in the stride.
+        pub max_inline: Le32,
+        /// The buffer: `QpDeviceLine` first; zeroed.
+        pub pages: PageList,
+    }
+
+    /// The path of a QP or of an address handle (IBA address vector).
+    pub struct AddressVector {
+        /// GID of the peer, big-endian.
+        pub dgid: [u8; 16],
+        /// Entry of the own GID table.
+        pub sgid_index: Le32,
+        /// IPv6 flow label, 20 bits.
+        pub flow_label: Le32,
+        /// MAC of the next hop.
+        pub dmac: [u8; 6],
+        /// VLAN, or 0xffff for none.
+        pub vlan: Le16,
+        /// IPv6 hop limit.
+        pub hop_limit: u8,
+        /// IPv6 traffic class.
+        pub traffic_class: u8,
+        /// Service level.
+        pub sl: u8,
+        /// IBA static rate code; 0 is the port's.
+        pub static_rate: u8,
+        /// The port: 1.
+        pub port: u8,
+        /// Zero.
+        pub reserved: [u8; 3],
+    }
+
+    /// The attributes of a QP (IBA 11.2.4.2). Which ones count says a mask of `QP_ATTR_*`.
+    pub struct QpAttr {
+        /// `QP_STATE_*`.
+        pub qp_state: u8,
+        /// The state that the driver believes the QP to be in.
+        pub cur_qp_state: u8,
+        /// Path MTU code.
+        pub path_mtu: u8,
+        /// Port: 1.
+        pub port: u8,
+        /// Q_Key of a UD QP.
+        pub qkey: Le32,
+        /// PSN of the first packet received, 24 bits.
+        pub rq_psn: Le32,
+        /// PSN of the first packet sent, 24 bits.
+        pub sq_psn: Le32,
+        /// The peer's QPN.
+        pub dest_qpn: Le32,
+        /// What the peer may do (`ACCESS_*`).
+        pub access: Le32,
+        /// The path to the peer.
+        pub av: AddressVector,
+        /// Entry of the P_Key table.
+        pub pkey_index: Le16,
+        /// READs and atomics outstanding as requester.
+        pub max_rd_atomic: u8,
+        /// As responder.
+        pub max_dest_rd_atomic: u8,
+        /// IBA RNR timer code, 5 bits: how long a peer waits after an RNR NAK from this QP.
+        pub min_rnr_timer: u8,
+        /// 4.096 us * 2^n until a retry; 0 for never.
+        pub timeout: u8,
+        /// Retries after a time-out or a NAK, 0 to 7.
+        pub retry_cnt: u8,
+        /// Retries after an RNR NAK, 0 to 6; 7 for no end.
+        pub rnr_retry: u8,
+        /// QUERY_QP: 1 while an SQD drain goes on. MODIFY_QP to SQD: 1 for an event when drained.
+        pub sq_draining: u8,
+        /// Zero.
+        pub reserved: [u8; 7],
+    }
+
+    /// MODIFY_QP.
+    pub struct ModifyQpRequest {
+        /// The QP.
+        pub qpn: Le32,
+        /// Which of the attributes count (`QP_ATTR_*`).
+        pub attr_mask: Le32,
+        /// The attributes.
+        pub attr: QpAttr,
+    }
+}
+
+abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of each", u16;
+    /// `InitRequest`, `InitAnswer`.
+    CMD_INIT = 0x0001;
+    /// No request, `DeviceAttr`.
+    CMD_QUERY_DEVICE = 0x0002;
+    /// `NumberRequest` (the port: 1), `PortAttr`.
+    CMD_QUERY_PORT = 0x0003;
+    /// No request, `Counters`.
+    CMD_QUERY_COUNTERS = 0x0004;
+    /// `AddGidRequest`, no answer.
+    CMD_ADD_GID = 0x0010;
+    /// `NumberRequest` (the index), no answer.
+    CMD_DEL_GID = 0x0011;
+    /// `CreateUarRequest`, `NumberAnswer`.
+    CMD_CREATE_UAR = 0x0020;
+    /// `NumberRequest`, no answer.
+    CMD_DESTROY_UAR = 0x0021;
+    /// No request, `NumberAnswer`.
+    CMD_ALLOC_PD = 0x0030;
+    /// `NumberRequest`, no answer.
+    CMD_DEALLOC_PD = 0x0031;
+    /// `RegMrRequest`, `MrAnswer`.
+    CMD_REG_MR = 0x0040;
+    /// `NumberRequest`, no answer.
+    CMD_DEREG_MR = 0x0041;
+    /// `GetDmaMrRequest`, `MrAnswer`.
+    CMD_GET_DMA_MR = 0x0042;
+    /// `CreateCqRequest`, `NumberAnswer`.
+    CMD_CREATE_CQ = 0x0050;
+    /// `NumberRequest`, no answer.
+    CMD_DESTROY_CQ = 0x0051;
+    /// `CreateQpRequest`, `NumberAnswer`.
+    CMD_CREATE_QP = 0x0060;
+    /// `ModifyQpRequest`, no answer.
+    CMD_MODIFY_QP = 0x0061;
+    /// `NumberRequest`, `QpAttr`.
+    CMD_QUERY_QP = 0x0062;
+    /// `NumberRequest`, no answer.
+    CMD_DESTROY_QP = 0x0063;
+}
+
+abi_consts! { STATUS_CONSTS, "Status of a command", u32;
+    /// Done.
+    STATUS_OK = 0;
+    /// The command is unknown.
+    STATUS_UNKNOWN_COMMAND = 1;
+    /// The readable or the writable part is too short for the command.
+    STATUS_BAD_LENGTH = 2;
+    /// A field has a value outside its range, or one that does not fit another field.
+    STATUS_INVALID = 3;
+    /// A number names nothing, or something of another kind.
+    STATUS_NO_OBJECT = 4;
+    /// Another object still uses this one, or the slot or index is taken.
+    STATUS_BUSY = 5;
+    /// A limit of the device is reached, or the host is out of memory.
+    STATUS_NO_RESOURCES = 6;
+    /// A page or table lies outside guest memory.
+    STATUS_BAD_ADDRESS = 7;
+    /// The QP's state does not allow it (IBA 10.3.1).
+    STATUS_BAD_STATE = 8;
+    /// The driver may not do this.
+    STATUS_NOT_PERMITTED = 9;
+    /// The HCA is gone.
+    STATUS_NO_HCA = 10;
+    /// INIT has not been done.
+    STATUS_NOT_INITIALIZED = 11;
+    /// The device (or its HCA) has no such thing.
+    STATUS_UNSUPPORTED = 12;
+    /// The host failed; the daemon's log says how.
+    STATUS_DEVICE_ERROR = 13;
+}
+
+abi_consts! { CAP_CONSTS, "Capabilities, agreed in INIT", u64;
+    /// Reserved for the first addition to this version.
+    CAP_NONE = 0;
+}
+
+abi_consts! { DEVICE_CAP_CONSTS, "Flags in `DeviceAttr::device_caps`", u64;
+    /// The responder of an RC QP sends RNR NAKs.
+    DEVICE_CAP_RC_RNR_NAK_GEN = 1;
+    /// There is a key for all memory, for kernel consumers.
+    DEVICE_CAP_LOCAL_DMA_LKEY = 2;
+}
+
+abi_consts! { ACCESS_CONSTS, "Access rights (IBA 10.6.3), numbered as in ib_verbs", u32;
+    /// Local write. Local read is always allowed.
+    ACCESS_LOCAL_WRITE = 1;
+    /// Remote write; needs local write.
+    ACCESS_REMOTE_WRITE = 2;
+    /// Remote read.
+    ACCESS_REMOTE_READ = 4;
+    /// Remote atomics; needs local write.
+    ACCESS_REMOTE_ATOMIC = 8;
+    /// Memory windows may be bound.
+    ACCESS_MW_BIND = 16;
+    /// Addresses count from 0.
+    ACCESS_ZERO_BASED = 32;
+    /// Relaxed ordering: accepted, of no effect.
+    ACCESS_RELAXED_ORDERING = 1048576;
+}
+
+abi_consts! { QP_TYPE_CONSTS, "QP types, numbered as in libibverbs", u8;
+    /// GSI (QP1).
+    QP_TYPE_GSI = 1;
+    /// Reliable connection.
+    QP_TYPE_RC = 2;
+    /// Unreliable connection.
+    QP_TYPE_UC = 3;
+    /// Unreliable datagram.
+    QP_TYPE_UD = 4;
+}
+
+abi_consts! { QP_FLAG_CONSTS, "Flags of CREATE_QP", u8;
+    /// Of a kernel consumer: REG_MR, local_dma_lkey, DMA MRs and QP1 are allowed.
+    QP_FLAG_KERNEL = 1;
+    /// Every send WQE makes a completion.
+    QP_FLAG_SIGNAL_ALL = 2;
+}
+
+abi_consts! { QP_CONSTS, "QPs", u32;
+    /// `CreateQpRequest::srqn` of a QP with a receive queue of its own.
+    NO_SRQ = 0xffff_ffff;
+}
+
+abi_consts! { QP_STATE_CONSTS, "QP states (IBA 10.3.1)", u8;
+    /// Reset.
+    QP_STATE_RESET = 0;
+    /// Initialized.
+    QP_STATE_INIT = 1;
+    /// Ready to receive.
+    QP_STATE_RTR = 2;
+    /// Ready to send.
+    QP_STATE_RTS = 3;
+    /// Send queue drained.
+    QP_STATE_SQD = 4;
+    /// Send queue error.
+    QP_STATE_SQE = 5;
+    /// Error.
+    QP_STATE_ERR = 6;
+}
+
+abi_consts! { QP_ATTR_CONSTS, "Mask of QP attributes, numbered as in ib_verbs", u32;
+    /// `qp_state`.
+    QP_ATTR_STATE = 0x1;
+    /// `cur_qp_state`.
+    QP_ATTR_CUR_STATE = 0x2;
+    /// An event when the send queue is drained.
+    QP_ATTR_EN_SQD_ASYNC_NOTIFY = 0x4;
+    /// `access`.
+    QP_ATTR_ACCESS_FLAGS = 0x8;
+    /// `pkey_index`.
+    QP_ATTR_PKEY_INDEX = 0x10;
+    /// `port`.
+    QP_ATTR_PORT = 0x20;
+    /// `qkey`.
+    QP_ATTR_QKEY = 0x40;
+    /// `av`.
+    QP_ATTR_AV = 0x80;
+    /// `path_mtu`.
+    QP_ATTR_PATH_MTU = 0x100;
+    /// `timeout`.
+    QP_ATTR_TIMEOUT = 0x200;
+    /// `retry_cnt`.
+    QP_ATTR_RETRY_CNT = 0x400;
+    /// `rnr_retry`.
+    QP_ATTR_RNR_RETRY = 0x800;
+    /// `rq_psn`.
+    QP_ATTR_RQ_PSN = 0x1000;
+    /// `max_rd_atomic`.
+    QP_ATTR_MAX_QP_RD_ATOMIC = 0x2000;
+    /// `min_rnr_timer`.
+    QP_ATTR_MIN_RNR_TIMER = 0x8000;
+    /// `sq_psn`.
+    QP_ATTR_SQ_PSN = 0x10000;
+    /// `max_dest_rd_atomic`.
+    QP_ATTR_MAX_DEST_RD_ATOMIC = 0x20000;
+    /// `dest_qpn`.
+    QP_ATTR_DEST_QPN = 0x100000;
+}
+
+abi_consts! { GID_TYPE_CONSTS, "GID types", u8;
+    /// RoCE version 2: the GID is an IPv6 or an IPv4-mapped address.
+    GID_TYPE_ROCE_V2 = 2;
+}

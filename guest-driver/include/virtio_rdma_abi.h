@@ -1,0 +1,1257 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause OR Apache-2.0 OR BSD-3-Clause */
+/* Generated from abi/ by `cargo run -p virtio-rdma-abi`: do not edit. */
+#ifndef VIRTIO_RDMA_ABI_H
+#define VIRTIO_RDMA_ABI_H
+
+#include <linux/types.h>
+#ifdef __KERNEL__
+#include <linux/build_bug.h>
+#include <linux/stddef.h>
+#else
+#include <assert.h>
+#include <stddef.h>
+#endif
+
+/* The device. */
+/* The virtio device ID of an RDMA device. */
+#define VIRTIO_RDMA_DEVICE_ID 0x2au
+/* Version of this interface: a driver and a device with different majors do not work together. */
+#define VIRTIO_RDMA_ABI_MAJOR 1
+/* Minor version: counts additions; a higher one is always usable by a lower one. */
+#define VIRTIO_RDMA_ABI_MINOR 0
+/* The control virtqueue. */
+#define VIRTIO_RDMA_QUEUE_CONTROL 0
+/* The event virtqueue: asynchronous events and hot-plug. */
+#define VIRTIO_RDMA_QUEUE_EVENT 1
+/* Completion virtqueue of vector 0; that of vector `v` is this plus `2 * v`. */
+#define VIRTIO_RDMA_QUEUE_COMP_FIRST 2
+/*
+ * Doorbell virtqueue of vector 0; that of vector `v` is this plus `2 * v`. It never carries a
+ * buffer: its notify address is the doorbell of the worker that serves the vector.
+ */
+#define VIRTIO_RDMA_QUEUE_DOORBELL_FIRST 3
+/* Completion vectors at the most (64 virtqueues in all). */
+#define VIRTIO_RDMA_MAX_COMP_VECTORS 0x1fu
+
+/* Control commands, and the request and answer of each. */
+/* `InitRequest`, `InitAnswer`. */
+#define VIRTIO_RDMA_CMD_INIT 1
+/* No request, `DeviceAttr`. */
+#define VIRTIO_RDMA_CMD_QUERY_DEVICE 2
+/* `NumberRequest` (the port: 1), `PortAttr`. */
+#define VIRTIO_RDMA_CMD_QUERY_PORT 3
+/* No request, `Counters`. */
+#define VIRTIO_RDMA_CMD_QUERY_COUNTERS 4
+/* `AddGidRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_ADD_GID 0x10u
+/* `NumberRequest` (the index), no answer. */
+#define VIRTIO_RDMA_CMD_DEL_GID 0x11u
+/* `CreateUarRequest`, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_CREATE_UAR 0x20u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DESTROY_UAR 0x21u
+/* No request, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_ALLOC_PD 0x30u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DEALLOC_PD 0x31u
+/* `RegMrRequest`, `MrAnswer`. */
+#define VIRTIO_RDMA_CMD_REG_MR 0x40u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DEREG_MR 0x41u
+/* `GetDmaMrRequest`, `MrAnswer`. */
+#define VIRTIO_RDMA_CMD_GET_DMA_MR 0x42u
+/* `CreateCqRequest`, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_CREATE_CQ 0x50u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DESTROY_CQ 0x51u
+/* `CreateQpRequest`, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_CREATE_QP 0x60u
+/* `ModifyQpRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_MODIFY_QP 0x61u
+/* `NumberRequest`, `QpAttr`. */
+#define VIRTIO_RDMA_CMD_QUERY_QP 0x62u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DESTROY_QP 0x63u
+
+/* Status of a command. */
+/* Done. */
+#define VIRTIO_RDMA_STATUS_OK 0
+/* The command is unknown. */
+#define VIRTIO_RDMA_STATUS_UNKNOWN_COMMAND 1
+/* The readable or the writable part is too short for the command. */
+#define VIRTIO_RDMA_STATUS_BAD_LENGTH 2
+/* A field has a value outside its range, or one that does not fit another field. */
+#define VIRTIO_RDMA_STATUS_INVALID 3
+/* A number names nothing, or something of another kind. */
+#define VIRTIO_RDMA_STATUS_NO_OBJECT 4
+/* Another object still uses this one, or the slot or index is taken. */
+#define VIRTIO_RDMA_STATUS_BUSY 5
+/* A limit of the device is reached, or the host is out of memory. */
+#define VIRTIO_RDMA_STATUS_NO_RESOURCES 6
+/* A page or table lies outside guest memory. */
+#define VIRTIO_RDMA_STATUS_BAD_ADDRESS 7
+/* The QP's state does not allow it (IBA 10.3.1). */
+#define VIRTIO_RDMA_STATUS_BAD_STATE 8
+/* The driver may not do this. */
+#define VIRTIO_RDMA_STATUS_NOT_PERMITTED 9
+/* The HCA is gone. */
+#define VIRTIO_RDMA_STATUS_NO_HCA 0xau
+/* INIT has not been done. */
+#define VIRTIO_RDMA_STATUS_NOT_INITIALIZED 0xbu
+/* The device (or its HCA) has no such thing. */
+#define VIRTIO_RDMA_STATUS_UNSUPPORTED 0xcu
+/* The host failed; the daemon's log says how. */
+#define VIRTIO_RDMA_STATUS_DEVICE_ERROR 0xdu
+
+/* Capabilities, agreed in INIT. */
+/* Reserved for the first addition to this version. */
+#define VIRTIO_RDMA_CAP_NONE 0
+
+/* Flags in `DeviceAttr::device_caps`. */
+/* The responder of an RC QP sends RNR NAKs. */
+#define VIRTIO_RDMA_DEVICE_CAP_RC_RNR_NAK_GEN 1
+/* There is a key for all memory, for kernel consumers. */
+#define VIRTIO_RDMA_DEVICE_CAP_LOCAL_DMA_LKEY 2
+
+/* Access rights (IBA 10.6.3), numbered as in ib_verbs. */
+/* Local write. Local read is always allowed. */
+#define VIRTIO_RDMA_ACCESS_LOCAL_WRITE 1
+/* Remote write; needs local write. */
+#define VIRTIO_RDMA_ACCESS_REMOTE_WRITE 2
+/* Remote read. */
+#define VIRTIO_RDMA_ACCESS_REMOTE_READ 4
+/* Remote atomics; needs local write. */
+#define VIRTIO_RDMA_ACCESS_REMOTE_ATOMIC 8
+/* Memory windows may be bound. */
+#define VIRTIO_RDMA_ACCESS_MW_BIND 0x10u
+/* Addresses count from 0. */
+#define VIRTIO_RDMA_ACCESS_ZERO_BASED 0x20u
+/* Relaxed ordering: accepted, of no effect. */
+#define VIRTIO_RDMA_ACCESS_RELAXED_ORDERING 0x100000u
+
+/* QP types, numbered as in libibverbs. */
+/* GSI (QP1). */
+#define VIRTIO_RDMA_QP_TYPE_GSI 1
+/* Reliable connection. */
+#define VIRTIO_RDMA_QP_TYPE_RC 2
+/* Unreliable connection. */
+#define VIRTIO_RDMA_QP_TYPE_UC 3
+/* Unreliable datagram. */
+#define VIRTIO_RDMA_QP_TYPE_UD 4
+
+/* Flags of CREATE_QP. */
+/* Of a kernel consumer: REG_MR, local_dma_lkey, DMA MRs and QP1 are allowed. */
+#define VIRTIO_RDMA_QP_FLAG_KERNEL 1
+/* Every send WQE makes a completion. */
+#define VIRTIO_RDMA_QP_FLAG_SIGNAL_ALL 2
+
+/* QPs. */
+/* `CreateQpRequest::srqn` of a QP with a receive queue of its own. */
+#define VIRTIO_RDMA_NO_SRQ 0xffffffffu
+
+/* QP states (IBA 10.3.1). */
+/* Reset. */
+#define VIRTIO_RDMA_QP_STATE_RESET 0
+/* Initialized. */
+#define VIRTIO_RDMA_QP_STATE_INIT 1
+/* Ready to receive. */
+#define VIRTIO_RDMA_QP_STATE_RTR 2
+/* Ready to send. */
+#define VIRTIO_RDMA_QP_STATE_RTS 3
+/* Send queue drained. */
+#define VIRTIO_RDMA_QP_STATE_SQD 4
+/* Send queue error. */
+#define VIRTIO_RDMA_QP_STATE_SQE 5
+/* Error. */
+#define VIRTIO_RDMA_QP_STATE_ERR 6
+
+/* Mask of QP attributes, numbered as in ib_verbs. */
+/* `qp_state`. */
+#define VIRTIO_RDMA_QP_ATTR_STATE 1
+/* `cur_qp_state`. */
+#define VIRTIO_RDMA_QP_ATTR_CUR_STATE 2
+/* An event when the send queue is drained. */
+#define VIRTIO_RDMA_QP_ATTR_EN_SQD_ASYNC_NOTIFY 4
+/* `access`. */
+#define VIRTIO_RDMA_QP_ATTR_ACCESS_FLAGS 8
+/* `pkey_index`. */
+#define VIRTIO_RDMA_QP_ATTR_PKEY_INDEX 0x10u
+/* `port`. */
+#define VIRTIO_RDMA_QP_ATTR_PORT 0x20u
+/* `qkey`. */
+#define VIRTIO_RDMA_QP_ATTR_QKEY 0x40u
+/* `av`. */
+#define VIRTIO_RDMA_QP_ATTR_AV 0x80u
+/* `path_mtu`. */
+#define VIRTIO_RDMA_QP_ATTR_PATH_MTU 0x100u
+/* `timeout`. */
+#define VIRTIO_RDMA_QP_ATTR_TIMEOUT 0x200u
+/* `retry_cnt`. */
+#define VIRTIO_RDMA_QP_ATTR_RETRY_CNT 0x400u
+/* `rnr_retry`. */
+#define VIRTIO_RDMA_QP_ATTR_RNR_RETRY 0x800u
+/* `rq_psn`. */
+#define VIRTIO_RDMA_QP_ATTR_RQ_PSN 0x1000u
+/* `max_rd_atomic`. */
+#define VIRTIO_RDMA_QP_ATTR_MAX_QP_RD_ATOMIC 0x2000u
+/* `min_rnr_timer`. */
+#define VIRTIO_RDMA_QP_ATTR_MIN_RNR_TIMER 0x8000u
+/* `sq_psn`. */
+#define VIRTIO_RDMA_QP_ATTR_SQ_PSN 0x10000u
+/* `max_dest_rd_atomic`. */
+#define VIRTIO_RDMA_QP_ATTR_MAX_DEST_RD_ATOMIC 0x20000u
+/* `dest_qpn`. */
+#define VIRTIO_RDMA_QP_ATTR_DEST_QPN 0x100000u
+
+/* GID types. */
+/* RoCE version 2: the GID is an IPv6 or an IPv4-mapped address. */
+#define VIRTIO_RDMA_GID_TYPE_ROCE_V2 2
+
+/* The mode word of a send or receive queue. */
+/* Set: the device polls the phase of the next WQE by itself. Clear: ring after posting. */
+#define VIRTIO_RDMA_MODE_POLLED 1
+/* The number of the vector whose doorbell to ring stands in the bits from here up. */
+#define VIRTIO_RDMA_MODE_VECTOR_SHIFT 0x10u
+
+/* User access regions. */
+/* Bytes from the start of the UAR to the bitmap. */
+#define VIRTIO_RDMA_UAR_BITMAP_OFFSET 0x40u
+/* Bytes of a UAR at the most: room for 130,560 slots. */
+#define VIRTIO_RDMA_UAR_MAX_BYTES 0x4000u
+
+/* Rings. */
+/* Bytes from the start of a send WQE to its SGEs or its inline data. */
+#define VIRTIO_RDMA_WQE_SEND_DATA 0x20u
+/* Bytes from the start of a send WQE to the `AtomicArgs`. */
+#define VIRTIO_RDMA_WQE_ATOMIC_ARGS 0x30u
+/* Bytes from the start of a receive WQE to its SGEs. */
+#define VIRTIO_RDMA_WQE_RECV_DATA 0x10u
+/* The smallest stride of a send or receive queue: 2^6 bytes. */
+#define VIRTIO_RDMA_WQE_STRIDE_SHIFT_MIN 6
+/* The largest: 2^11 bytes. */
+#define VIRTIO_RDMA_WQE_STRIDE_SHIFT_MAX 0xbu
+/* Bytes of a CQE. */
+#define VIRTIO_RDMA_CQE_BYTES 0x40u
+/* Bytes from the start of a CQ's buffer to its ring. */
+#define VIRTIO_RDMA_CQ_RING_OFFSET 0x80u
+/* Bytes from the start of a QP's buffer to the first place where a ring may lie. */
+#define VIRTIO_RDMA_QP_RINGS_OFFSET 0x40u
+
+/* Opcodes of send WQEs. */
+/* RDMA WRITE. */
+#define VIRTIO_RDMA_WR_RDMA_WRITE 0
+/* RDMA WRITE with immediate data. */
+#define VIRTIO_RDMA_WR_RDMA_WRITE_WITH_IMM 1
+/* SEND. */
+#define VIRTIO_RDMA_WR_SEND 2
+/* SEND with immediate data. */
+#define VIRTIO_RDMA_WR_SEND_WITH_IMM 3
+/* RDMA READ. */
+#define VIRTIO_RDMA_WR_RDMA_READ 4
+/* Compare and swap of 64 bits. */
+#define VIRTIO_RDMA_WR_ATOMIC_CMP_AND_SWP 5
+/* Fetch and add of 64 bits. */
+#define VIRTIO_RDMA_WR_ATOMIC_FETCH_AND_ADD 6
+/* Local invalidate. */
+#define VIRTIO_RDMA_WR_LOCAL_INV 7
+/* Bind a type 2 memory window. */
+#define VIRTIO_RDMA_WR_BIND_MW 8
+/* SEND with invalidate. */
+#define VIRTIO_RDMA_WR_SEND_WITH_INV 9
+/* Fast registration (kernel QPs only). */
+#define VIRTIO_RDMA_WR_REG_MR 0x20u
+
+/* Flags of send WQEs. */
+/* Begin only when all READs and atomics before it are done. */
+#define VIRTIO_RDMA_SEND_FENCE 1
+/* Make a completion also on success. */
+#define VIRTIO_RDMA_SEND_SIGNALED 2
+/* The completion at the peer is a solicited one. */
+#define VIRTIO_RDMA_SEND_SOLICITED 4
+/* The data stands in the WQE. */
+#define VIRTIO_RDMA_SEND_INLINE 8
+
+/* Flags of CQEs. */
+/* `imm` holds immediate data. */
+#define VIRTIO_RDMA_CQE_WITH_IMM 1
+/* `imm` holds an rkey that was invalidated. */
+#define VIRTIO_RDMA_CQE_WITH_INV 2
+/* The first 40 bytes received are a GRH. */
+#define VIRTIO_RDMA_CQE_GRH 4
+/* Of the send queue (clear: of the receive queue). Valid in errors too. */
+#define VIRTIO_RDMA_CQE_SEND_QUEUE 0x80u
+
+/* State of a CQ. */
+/* In use. */
+#define VIRTIO_RDMA_CQ_STATE_OK 0
+/* It overflowed; no CQE will follow. */
+#define VIRTIO_RDMA_CQ_STATE_OVERFLOW 1
+
+/* Opcodes of CQEs. */
+/* SEND of any kind. */
+#define VIRTIO_RDMA_WC_OP_SEND 0
+/* RDMA WRITE of any kind. */
+#define VIRTIO_RDMA_WC_OP_RDMA_WRITE 1
+/* RDMA READ. */
+#define VIRTIO_RDMA_WC_OP_RDMA_READ 2
+/* Compare and swap. */
+#define VIRTIO_RDMA_WC_OP_COMP_SWAP 3
+/* Fetch and add. */
+#define VIRTIO_RDMA_WC_OP_FETCH_ADD 4
+/* Bind of a memory window. */
+#define VIRTIO_RDMA_WC_OP_BIND_MW 5
+/* Local invalidate. */
+#define VIRTIO_RDMA_WC_OP_LOCAL_INV 6
+/* Fast registration. */
+#define VIRTIO_RDMA_WC_OP_REG_MR 7
+/* A message received. */
+#define VIRTIO_RDMA_WC_OP_RECV 0x80u
+/* Immediate data received after an RDMA WRITE. */
+#define VIRTIO_RDMA_WC_OP_RECV_RDMA_WITH_IMM 0x81u
+
+/* Status of CQEs (IBA 10.10.3, numbered as libibverbs numbers them). */
+/* Success. */
+#define VIRTIO_RDMA_WC_SUCCESS 0
+/* Local length error. */
+#define VIRTIO_RDMA_WC_LOC_LEN_ERR 1
+/* Local QP operation error: a malformed WQE. */
+#define VIRTIO_RDMA_WC_LOC_QP_OP_ERR 2
+/* Local protection error: a bad lkey, or bounds, or rights of an SGE. */
+#define VIRTIO_RDMA_WC_LOC_PROT_ERR 4
+/* The QP went to ERR before this request was carried out. */
+#define VIRTIO_RDMA_WC_WR_FLUSH_ERR 5
+/* Memory window bind error. */
+#define VIRTIO_RDMA_WC_MW_BIND_ERR 6
+/* An answer that does not fit. */
+#define VIRTIO_RDMA_WC_BAD_RESP_ERR 7
+/* Local access error. */
+#define VIRTIO_RDMA_WC_LOC_ACCESS_ERR 8
+/* The peer found the request invalid. */
+#define VIRTIO_RDMA_WC_REM_INV_REQ_ERR 9
+/* The peer's memory may not be accessed so. */
+#define VIRTIO_RDMA_WC_REM_ACCESS_ERR 0xau
+/* The peer could not carry it out. */
+#define VIRTIO_RDMA_WC_REM_OP_ERR 0xbu
+/* No answer after all retries. */
+#define VIRTIO_RDMA_WC_RETRY_EXC_ERR 0xcu
+/* The peer had no receive WQE after all retries. */
+#define VIRTIO_RDMA_WC_RNR_RETRY_EXC_ERR 0xdu
+/* The operation was aborted by the peer. */
+#define VIRTIO_RDMA_WC_REM_ABORT_ERR 0x10u
+/* An error of the device. */
+#define VIRTIO_RDMA_WC_FATAL_ERR 0x13u
+/* Another error. */
+#define VIRTIO_RDMA_WC_GENERAL_ERR 0x15u
+
+/* Asynchronous events (IBA 11.6.3). */
+/* A CQ overflowed or can no longer be written. */
+#define VIRTIO_RDMA_EVENT_CQ_ERR 0
+/* A QP is in error for a reason of the device's own. */
+#define VIRTIO_RDMA_EVENT_QP_FATAL 1
+/* The responder of a QP saw an invalid request. */
+#define VIRTIO_RDMA_EVENT_QP_REQ_ERR 2
+/* The responder of a QP saw an access that is not allowed. */
+#define VIRTIO_RDMA_EVENT_QP_ACCESS_ERR 3
+/* A QP in RTR received its first message. */
+#define VIRTIO_RDMA_EVENT_COMM_EST 4
+/* A QP in SQD has completed what it had begun. */
+#define VIRTIO_RDMA_EVENT_SQ_DRAINED 5
+/* The device is in error: destroy everything. */
+#define VIRTIO_RDMA_EVENT_DEVICE_FATAL 8
+/* The port became active. */
+#define VIRTIO_RDMA_EVENT_PORT_ACTIVE 9
+/* The port went down. */
+#define VIRTIO_RDMA_EVENT_PORT_ERR 0xau
+/* An SRQ is in error. */
+#define VIRTIO_RDMA_EVENT_SRQ_ERR 0xeu
+/* An SRQ holds fewer WQEs than its limit. */
+#define VIRTIO_RDMA_EVENT_SRQ_LIMIT_REACHED 0xfu
+/* A QP of an SRQ in ERR has taken its last WQE. */
+#define VIRTIO_RDMA_EVENT_QP_LAST_WQE_REACHED 0x10u
+/* The GID table changed. */
+#define VIRTIO_RDMA_EVENT_GID_CHANGE 0x12u
+/* An HCA appeared: the RDMA device can be registered. */
+#define VIRTIO_RDMA_EVENT_HCA_ADDED 0x100u
+/* The HCA is gone: every object of the driver answers `STATUS_NO_HCA` from here. */
+#define VIRTIO_RDMA_EVENT_HCA_REMOVED 0x101u
+
+/* Configuration space: read-only for the driver, always current (each read asks the device). */
+struct virtio_rdma_config {
+	/* `ABI_MAJOR` of the device. */
+	__le16 abi_major;
+	/* `ABI_MINOR` of the device. */
+	__le16 abi_minor;
+	/*
+	 * MAC address of the paired network device, to which the driver binds its RDMA device.
+	 * All zero: no pairing is given, and the driver reports the lack of it.
+	 */
+	__u8 mac[6];
+	/* Completion vectors that the device has: 1 to `MAX_COMP_VECTORS`. */
+	__le16 num_comp_vectors;
+	/* Counts the HCAs that have come and gone: odd while one is there, even while none is. */
+	__le32 hca_generation;
+	/* 1 while an HCA is there, else 0; every command but INIT answers `STATUS_NO_HCA` then. */
+	__u8 hca_present;
+	/* State of port 1 as IBA names it: 1 down, 2 init, 3 armed, 4 active. */
+	__u8 port_state;
+	/* Largest path MTU: 1 = 256, 2 = 512, 3 = 1024, 4 = 2048, 5 = 4096 bytes. */
+	__u8 max_mtu;
+	/* Path MTU in force, in the same code. */
+	__u8 active_mtu;
+	/* Zero. */
+	__u8 reserved[44];
+};
+static_assert(sizeof(struct virtio_rdma_config) == 64, "size of virtio_rdma_config");
+static_assert(offsetof(struct virtio_rdma_config, abi_major) == 0, "offset of virtio_rdma_config.abi_major");
+static_assert(offsetof(struct virtio_rdma_config, abi_minor) == 2, "offset of virtio_rdma_config.abi_minor");
+static_assert(offsetof(struct virtio_rdma_config, mac) == 4, "offset of virtio_rdma_config.mac");
+static_assert(offsetof(struct virtio_rdma_config, num_comp_vectors) == 10, "offset of virtio_rdma_config.num_comp_vectors");
+static_assert(offsetof(struct virtio_rdma_config, hca_generation) == 12, "offset of virtio_rdma_config.hca_generation");
+static_assert(offsetof(struct virtio_rdma_config, hca_present) == 16, "offset of virtio_rdma_config.hca_present");
+static_assert(offsetof(struct virtio_rdma_config, port_state) == 17, "offset of virtio_rdma_config.port_state");
+static_assert(offsetof(struct virtio_rdma_config, max_mtu) == 18, "offset of virtio_rdma_config.max_mtu");
+static_assert(offsetof(struct virtio_rdma_config, active_mtu) == 19, "offset of virtio_rdma_config.active_mtu");
+static_assert(offsetof(struct virtio_rdma_config, reserved) == 20, "offset of virtio_rdma_config.reserved");
+
+/* Starts every command. */
+struct virtio_rdma_control_header {
+	/* `CMD_*`. */
+	__le16 command;
+	/* Zero. */
+	__le16 flags;
+	/*
+	 * Counts the driver's commands: last plus one. INIT may have any. A command that repeats
+	 * the number of the one before is not executed again: it gets that one's answer.
+	 */
+	__le32 sequence;
+};
+static_assert(sizeof(struct virtio_rdma_control_header) == 8, "size of virtio_rdma_control_header");
+static_assert(offsetof(struct virtio_rdma_control_header, command) == 0, "offset of virtio_rdma_control_header.command");
+static_assert(offsetof(struct virtio_rdma_control_header, flags) == 2, "offset of virtio_rdma_control_header.flags");
+static_assert(offsetof(struct virtio_rdma_control_header, sequence) == 4, "offset of virtio_rdma_control_header.sequence");
+
+/* Starts every answer. */
+struct virtio_rdma_control_status {
+	/* `STATUS_*`. */
+	__le32 status;
+	/* The command's sequence number. */
+	__le32 sequence;
+};
+static_assert(sizeof(struct virtio_rdma_control_status) == 8, "size of virtio_rdma_control_status");
+static_assert(offsetof(struct virtio_rdma_control_status, status) == 0, "offset of virtio_rdma_control_status.status");
+static_assert(offsetof(struct virtio_rdma_control_status, sequence) == 4, "offset of virtio_rdma_control_status.sequence");
+
+/*
+ * Pages of guest memory, as a tree like that of a page table, so that a driver needs no
+ * contiguous memory for it. Every table is one 4096-byte page of 512 little-endian addresses,
+ * filled from the start.
+ */
+struct virtio_rdma_page_list {
+	/*
+	 * Depth 0: guest-physical address of the only page, or of the first of contiguous ones.
+	 * Otherwise that of the topmost table.
+	 */
+	__le64 root;
+	/* Pages listed: at least 1. */
+	__le32 num_pages;
+	/* A page is `2^page_shift` bytes and aligned to that: 12 to 30. */
+	__u8 page_shift;
+	/*
+	 * Levels of tables between `root` and the pages: 0 to 3. `num_pages <= 512^depth` for a
+	 * depth over 0.
+	 */
+	__u8 depth;
+	/* Zero. */
+	__le16 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_page_list) == 16, "size of virtio_rdma_page_list");
+static_assert(offsetof(struct virtio_rdma_page_list, root) == 0, "offset of virtio_rdma_page_list.root");
+static_assert(offsetof(struct virtio_rdma_page_list, num_pages) == 8, "offset of virtio_rdma_page_list.num_pages");
+static_assert(offsetof(struct virtio_rdma_page_list, page_shift) == 12, "offset of virtio_rdma_page_list.page_shift");
+static_assert(offsetof(struct virtio_rdma_page_list, depth) == 13, "offset of virtio_rdma_page_list.depth");
+static_assert(offsetof(struct virtio_rdma_page_list, reserved) == 14, "offset of virtio_rdma_page_list.reserved");
+
+/* INIT: the first command. Destroys whatever an earlier driver left. */
+struct virtio_rdma_init_request {
+	/* `ABI_MAJOR` of the driver. */
+	__le16 abi_major;
+	/* `ABI_MINOR` of the driver. */
+	__le16 abi_minor;
+	/* Completion vectors that the driver will use: 1 to `Config::num_comp_vectors`. */
+	__le32 num_comp_vectors;
+	/*
+	 * Guest-physical address of the status page (4096 bytes, aligned): one `VectorStatus`
+	 * a vector.
+	 */
+	__le64 status_page;
+	/* Capabilities (`CAP_*`) that the driver wants to use. */
+	__le64 capabilities;
+};
+static_assert(sizeof(struct virtio_rdma_init_request) == 24, "size of virtio_rdma_init_request");
+static_assert(offsetof(struct virtio_rdma_init_request, abi_major) == 0, "offset of virtio_rdma_init_request.abi_major");
+static_assert(offsetof(struct virtio_rdma_init_request, abi_minor) == 2, "offset of virtio_rdma_init_request.abi_minor");
+static_assert(offsetof(struct virtio_rdma_init_request, num_comp_vectors) == 4, "offset of virtio_rdma_init_request.num_comp_vectors");
+static_assert(offsetof(struct virtio_rdma_init_request, status_page) == 8, "offset of virtio_rdma_init_request.status_page");
+static_assert(offsetof(struct virtio_rdma_init_request, capabilities) == 16, "offset of virtio_rdma_init_request.capabilities");
+
+/* Answer to INIT. */
+struct virtio_rdma_init_answer {
+	/* `ABI_MAJOR` of the device. */
+	__le16 abi_major;
+	/* `ABI_MINOR` of the device. */
+	__le16 abi_minor;
+	/* Slots of all UARs together that the device accepts. */
+	__le32 max_slots;
+	/* Capabilities in force: those wanted that the device has. */
+	__le64 capabilities;
+};
+static_assert(sizeof(struct virtio_rdma_init_answer) == 16, "size of virtio_rdma_init_answer");
+static_assert(offsetof(struct virtio_rdma_init_answer, abi_major) == 0, "offset of virtio_rdma_init_answer.abi_major");
+static_assert(offsetof(struct virtio_rdma_init_answer, abi_minor) == 2, "offset of virtio_rdma_init_answer.abi_minor");
+static_assert(offsetof(struct virtio_rdma_init_answer, max_slots) == 4, "offset of virtio_rdma_init_answer.max_slots");
+static_assert(offsetof(struct virtio_rdma_init_answer, capabilities) == 8, "offset of virtio_rdma_init_answer.capabilities");
+
+/* Answer to QUERY_DEVICE (IBA 11.2.1.2). It may change when another HCA comes. */
+struct virtio_rdma_device_attr {
+	/* EUI-64 of the node, big-endian. */
+	__u8 node_guid[8];
+	/* Of the system. */
+	__u8 sys_image_guid[8];
+	/* Version of the device's software: major in bits 32 to 47, minor in 16 to 31, patch below. */
+	__le64 fw_ver;
+	/* Bytes of the largest MR. */
+	__le64 max_mr_size;
+	/* Bit `n`: pages of `2^n` bytes are accepted in page lists of MRs. */
+	__le64 page_size_cap;
+	/* `DEVICE_CAP_*`. */
+	__le64 device_caps;
+	/* IEEE vendor number. */
+	__le32 vendor_id;
+	/* The vendor's part number. */
+	__le32 vendor_part_id;
+	/* Hardware version. */
+	__le32 hw_ver;
+	/* QPs. */
+	__le32 max_qp;
+	/* WRs in one send or receive queue. */
+	__le32 max_qp_wr;
+	/* SGEs in a send WQE. */
+	__le32 max_send_sge;
+	/* SGEs in a receive WQE. */
+	__le32 max_recv_sge;
+	/* SGEs in an RDMA READ. */
+	__le32 max_sge_rd;
+	/* Bytes of inline data. */
+	__le32 max_inline;
+	/* CQs. */
+	__le32 max_cq;
+	/* CQEs in one CQ. */
+	__le32 max_cqe;
+	/* MRs. */
+	__le32 max_mr;
+	/* PDs. */
+	__le32 max_pd;
+	/* READs and atomics that a QP may have outstanding as responder. */
+	__le32 max_qp_rd_atom;
+	/* As requester. */
+	__le32 max_qp_init_rd_atom;
+	/* Of all QPs together. */
+	__le32 max_res_rd_atom;
+	/* SRQs. */
+	__le32 max_srq;
+	/* WRs in one SRQ. */
+	__le32 max_srq_wr;
+	/* SGEs in an SRQ's WQE. */
+	__le32 max_srq_sge;
+	/* Memory windows. */
+	__le32 max_mw;
+	/* Address handles. */
+	__le32 max_ah;
+	/* Multicast groups. */
+	__le32 max_mcast_grp;
+	/* QPs in one multicast group. */
+	__le32 max_mcast_qp_attach;
+	/* Pages in one fast registration. */
+	__le32 max_fast_reg_page_list_len;
+	/* 0: no atomics; 1: atomic within the device; 2: with the whole system. */
+	__le32 atomic_cap;
+	/* UARs. */
+	__le32 max_uar;
+	/* P_Keys of the port. */
+	__le16 max_pkeys;
+	/* 4.096 us * 2^n is the longest that an acknowledgement takes. */
+	__u8 local_ca_ack_delay;
+	/* Zero. */
+	__u8 reserved[5];
+};
+static_assert(sizeof(struct virtio_rdma_device_attr) == 160, "size of virtio_rdma_device_attr");
+static_assert(offsetof(struct virtio_rdma_device_attr, node_guid) == 0, "offset of virtio_rdma_device_attr.node_guid");
+static_assert(offsetof(struct virtio_rdma_device_attr, sys_image_guid) == 8, "offset of virtio_rdma_device_attr.sys_image_guid");
+static_assert(offsetof(struct virtio_rdma_device_attr, fw_ver) == 16, "offset of virtio_rdma_device_attr.fw_ver");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_mr_size) == 24, "offset of virtio_rdma_device_attr.max_mr_size");
+static_assert(offsetof(struct virtio_rdma_device_attr, page_size_cap) == 32, "offset of virtio_rdma_device_attr.page_size_cap");
+static_assert(offsetof(struct virtio_rdma_device_attr, device_caps) == 40, "offset of virtio_rdma_device_attr.device_caps");
+static_assert(offsetof(struct virtio_rdma_device_attr, vendor_id) == 48, "offset of virtio_rdma_device_attr.vendor_id");
+static_assert(offsetof(struct virtio_rdma_device_attr, vendor_part_id) == 52, "offset of virtio_rdma_device_attr.vendor_part_id");
+static_assert(offsetof(struct virtio_rdma_device_attr, hw_ver) == 56, "offset of virtio_rdma_device_attr.hw_ver");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_qp) == 60, "offset of virtio_rdma_device_attr.max_qp");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_qp_wr) == 64, "offset of virtio_rdma_device_attr.max_qp_wr");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_send_sge) == 68, "offset of virtio_rdma_device_attr.max_send_sge");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_recv_sge) == 72, "offset of virtio_rdma_device_attr.max_recv_sge");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_sge_rd) == 76, "offset of virtio_rdma_device_attr.max_sge_rd");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_inline) == 80, "offset of virtio_rdma_device_attr.max_inline");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_cq) == 84, "offset of virtio_rdma_device_attr.max_cq");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_cqe) == 88, "offset of virtio_rdma_device_attr.max_cqe");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_mr) == 92, "offset of virtio_rdma_device_attr.max_mr");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_pd) == 96, "offset of virtio_rdma_device_attr.max_pd");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_qp_rd_atom) == 100, "offset of virtio_rdma_device_attr.max_qp_rd_atom");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_qp_init_rd_atom) == 104, "offset of virtio_rdma_device_attr.max_qp_init_rd_atom");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_res_rd_atom) == 108, "offset of virtio_rdma_device_attr.max_res_rd_atom");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_srq) == 112, "offset of virtio_rdma_device_attr.max_srq");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_srq_wr) == 116, "offset of virtio_rdma_device_attr.max_srq_wr");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_srq_sge) == 120, "offset of virtio_rdma_device_attr.max_srq_sge");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_mw) == 124, "offset of virtio_rdma_device_attr.max_mw");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_ah) == 128, "offset of virtio_rdma_device_attr.max_ah");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_mcast_grp) == 132, "offset of virtio_rdma_device_attr.max_mcast_grp");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_mcast_qp_attach) == 136, "offset of virtio_rdma_device_attr.max_mcast_qp_attach");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_fast_reg_page_list_len) == 140, "offset of virtio_rdma_device_attr.max_fast_reg_page_list_len");
+static_assert(offsetof(struct virtio_rdma_device_attr, atomic_cap) == 144, "offset of virtio_rdma_device_attr.atomic_cap");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_uar) == 148, "offset of virtio_rdma_device_attr.max_uar");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_pkeys) == 152, "offset of virtio_rdma_device_attr.max_pkeys");
+static_assert(offsetof(struct virtio_rdma_device_attr, local_ca_ack_delay) == 154, "offset of virtio_rdma_device_attr.local_ca_ack_delay");
+static_assert(offsetof(struct virtio_rdma_device_attr, reserved) == 155, "offset of virtio_rdma_device_attr.reserved");
+
+/* Answer to QUERY_PORT (IBA 11.2.1.3). */
+struct virtio_rdma_port_attr {
+	/* Bytes of the largest message. */
+	__le32 max_msg_sz;
+	/* Entries in the GID table. */
+	__le32 gid_tbl_len;
+	/* IBA capability mask. */
+	__le32 port_cap_flags;
+	/* Packets with a bad P_Key. */
+	__le32 bad_pkey_cntr;
+	/* Packets with a bad Q_Key. */
+	__le32 qkey_viol_cntr;
+	/* P_Keys: entry 0 is 0xffff. */
+	__le16 pkey_tbl_len;
+	/* Zero. */
+	__le16 reserved0;
+	/* IBA port state: 1 down, 4 active. */
+	__u8 state;
+	/* IBA physical state: 3 disabled, 5 link up. */
+	__u8 phys_state;
+	/* Path MTU code (see `Config::max_mtu`). */
+	__u8 max_mtu;
+	/* Path MTU code in force. */
+	__u8 active_mtu;
+	/* IBA link width code: 1 = 1x, 2 = 4x. */
+	__u8 active_width;
+	/* Zero. */
+	__u8 reserved1[3];
+	/* IBA link speed code: 32 = EDR (25 Gb/s a lane). */
+	__le32 active_speed;
+	/* Zero. */
+	__le32 reserved2;
+};
+static_assert(sizeof(struct virtio_rdma_port_attr) == 40, "size of virtio_rdma_port_attr");
+static_assert(offsetof(struct virtio_rdma_port_attr, max_msg_sz) == 0, "offset of virtio_rdma_port_attr.max_msg_sz");
+static_assert(offsetof(struct virtio_rdma_port_attr, gid_tbl_len) == 4, "offset of virtio_rdma_port_attr.gid_tbl_len");
+static_assert(offsetof(struct virtio_rdma_port_attr, port_cap_flags) == 8, "offset of virtio_rdma_port_attr.port_cap_flags");
+static_assert(offsetof(struct virtio_rdma_port_attr, bad_pkey_cntr) == 12, "offset of virtio_rdma_port_attr.bad_pkey_cntr");
+static_assert(offsetof(struct virtio_rdma_port_attr, qkey_viol_cntr) == 16, "offset of virtio_rdma_port_attr.qkey_viol_cntr");
+static_assert(offsetof(struct virtio_rdma_port_attr, pkey_tbl_len) == 20, "offset of virtio_rdma_port_attr.pkey_tbl_len");
+static_assert(offsetof(struct virtio_rdma_port_attr, reserved0) == 22, "offset of virtio_rdma_port_attr.reserved0");
+static_assert(offsetof(struct virtio_rdma_port_attr, state) == 24, "offset of virtio_rdma_port_attr.state");
+static_assert(offsetof(struct virtio_rdma_port_attr, phys_state) == 25, "offset of virtio_rdma_port_attr.phys_state");
+static_assert(offsetof(struct virtio_rdma_port_attr, max_mtu) == 26, "offset of virtio_rdma_port_attr.max_mtu");
+static_assert(offsetof(struct virtio_rdma_port_attr, active_mtu) == 27, "offset of virtio_rdma_port_attr.active_mtu");
+static_assert(offsetof(struct virtio_rdma_port_attr, active_width) == 28, "offset of virtio_rdma_port_attr.active_width");
+static_assert(offsetof(struct virtio_rdma_port_attr, reserved1) == 29, "offset of virtio_rdma_port_attr.reserved1");
+static_assert(offsetof(struct virtio_rdma_port_attr, active_speed) == 32, "offset of virtio_rdma_port_attr.active_speed");
+static_assert(offsetof(struct virtio_rdma_port_attr, reserved2) == 36, "offset of virtio_rdma_port_attr.reserved2");
+
+/* Answer to QUERY_COUNTERS: counts since the device came to be, wrapping. */
+struct virtio_rdma_counters {
+	/* Notifications that arrived on doorbell virtqueues. */
+	__le64 doorbell_kicks;
+	/* Send WQEs taken. */
+	__le64 send_wqes;
+	/* Receive WQEs taken. */
+	__le64 recv_wqes;
+	/* CQEs written. */
+	__le64 completions;
+	/* Events put into completion virtqueues. */
+	__le64 cq_events;
+	/* Interrupts asked for on completion virtqueues. */
+	__le64 cq_interrupts;
+	/* Times that a worker went to sleep. */
+	__le64 worker_sleeps;
+	/* Bytes of messages sent and of READs answered. */
+	__le64 tx_bytes;
+	/* Bytes of messages received. */
+	__le64 rx_bytes;
+	/* RNR conditions that this device's responders found. */
+	__le64 rnr_naks;
+	/* CQEs with an error other than a flush. */
+	__le64 error_completions;
+	/* Malformed commands, rings and WQEs. */
+	__le64 guest_errors;
+};
+static_assert(sizeof(struct virtio_rdma_counters) == 96, "size of virtio_rdma_counters");
+static_assert(offsetof(struct virtio_rdma_counters, doorbell_kicks) == 0, "offset of virtio_rdma_counters.doorbell_kicks");
+static_assert(offsetof(struct virtio_rdma_counters, send_wqes) == 8, "offset of virtio_rdma_counters.send_wqes");
+static_assert(offsetof(struct virtio_rdma_counters, recv_wqes) == 16, "offset of virtio_rdma_counters.recv_wqes");
+static_assert(offsetof(struct virtio_rdma_counters, completions) == 24, "offset of virtio_rdma_counters.completions");
+static_assert(offsetof(struct virtio_rdma_counters, cq_events) == 32, "offset of virtio_rdma_counters.cq_events");
+static_assert(offsetof(struct virtio_rdma_counters, cq_interrupts) == 40, "offset of virtio_rdma_counters.cq_interrupts");
+static_assert(offsetof(struct virtio_rdma_counters, worker_sleeps) == 48, "offset of virtio_rdma_counters.worker_sleeps");
+static_assert(offsetof(struct virtio_rdma_counters, tx_bytes) == 56, "offset of virtio_rdma_counters.tx_bytes");
+static_assert(offsetof(struct virtio_rdma_counters, rx_bytes) == 64, "offset of virtio_rdma_counters.rx_bytes");
+static_assert(offsetof(struct virtio_rdma_counters, rnr_naks) == 72, "offset of virtio_rdma_counters.rnr_naks");
+static_assert(offsetof(struct virtio_rdma_counters, error_completions) == 80, "offset of virtio_rdma_counters.error_completions");
+static_assert(offsetof(struct virtio_rdma_counters, guest_errors) == 88, "offset of virtio_rdma_counters.guest_errors");
+
+/* ADD_GID: the guest's network device has a new address. */
+struct virtio_rdma_add_gid_request {
+	/* Entry of the GID table. */
+	__le32 index;
+	/* `GID_TYPE_*`. */
+	__u8 gid_type;
+	/* Zero. */
+	__u8 reserved;
+	/* VLAN, or 0xffff for none. */
+	__le16 vlan;
+	/* The GID, big-endian. */
+	__u8 gid[16];
+	/* MAC of the network device that has the address. */
+	__u8 mac[6];
+	/* Zero. */
+	__le16 reserved1;
+};
+static_assert(sizeof(struct virtio_rdma_add_gid_request) == 32, "size of virtio_rdma_add_gid_request");
+static_assert(offsetof(struct virtio_rdma_add_gid_request, index) == 0, "offset of virtio_rdma_add_gid_request.index");
+static_assert(offsetof(struct virtio_rdma_add_gid_request, gid_type) == 4, "offset of virtio_rdma_add_gid_request.gid_type");
+static_assert(offsetof(struct virtio_rdma_add_gid_request, reserved) == 5, "offset of virtio_rdma_add_gid_request.reserved");
+static_assert(offsetof(struct virtio_rdma_add_gid_request, vlan) == 6, "offset of virtio_rdma_add_gid_request.vlan");
+static_assert(offsetof(struct virtio_rdma_add_gid_request, gid) == 8, "offset of virtio_rdma_add_gid_request.gid");
+static_assert(offsetof(struct virtio_rdma_add_gid_request, mac) == 24, "offset of virtio_rdma_add_gid_request.mac");
+static_assert(offsetof(struct virtio_rdma_add_gid_request, reserved1) == 30, "offset of virtio_rdma_add_gid_request.reserved1");
+
+/* DEL_GID, and every other command whose request is one number. */
+struct virtio_rdma_number_request {
+	/* What to destroy or query. */
+	__le32 number;
+	/* Zero. */
+	__le32 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_number_request) == 8, "size of virtio_rdma_number_request");
+static_assert(offsetof(struct virtio_rdma_number_request, number) == 0, "offset of virtio_rdma_number_request.number");
+static_assert(offsetof(struct virtio_rdma_number_request, reserved) == 4, "offset of virtio_rdma_number_request.reserved");
+
+/* Answer of every command that creates something and answers with its number only. */
+struct virtio_rdma_number_answer {
+	/* The object's number. */
+	__le32 number;
+	/* Zero. */
+	__le32 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_number_answer) == 8, "size of virtio_rdma_number_answer");
+static_assert(offsetof(struct virtio_rdma_number_answer, number) == 0, "offset of virtio_rdma_number_answer.number");
+static_assert(offsetof(struct virtio_rdma_number_answer, reserved) == 4, "offset of virtio_rdma_number_answer.reserved");
+
+/* CREATE_UAR. */
+struct virtio_rdma_create_uar_request {
+	/* The region: zeroed; at most `UAR_MAX_BYTES`. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_create_uar_request) == 16, "size of virtio_rdma_create_uar_request");
+static_assert(offsetof(struct virtio_rdma_create_uar_request, pages) == 0, "offset of virtio_rdma_create_uar_request.pages");
+
+/* REG_MR: registers guest memory (IBA 11.2.8.2). */
+struct virtio_rdma_reg_mr_request {
+	/* The PD. */
+	__le32 pdn;
+	/* `ACCESS_*`. */
+	__le32 access;
+	/* Address by which work requests name the first byte. */
+	__le64 iova;
+	/* Bytes: 1 to `max_mr_size`. */
+	__le64 length;
+	/* Bytes from the start of the first page to the first byte. */
+	__le64 offset;
+	/* The memory. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_reg_mr_request) == 48, "size of virtio_rdma_reg_mr_request");
+static_assert(offsetof(struct virtio_rdma_reg_mr_request, pdn) == 0, "offset of virtio_rdma_reg_mr_request.pdn");
+static_assert(offsetof(struct virtio_rdma_reg_mr_request, access) == 4, "offset of virtio_rdma_reg_mr_request.access");
+static_assert(offsetof(struct virtio_rdma_reg_mr_request, iova) == 8, "offset of virtio_rdma_reg_mr_request.iova");
+static_assert(offsetof(struct virtio_rdma_reg_mr_request, length) == 16, "offset of virtio_rdma_reg_mr_request.length");
+static_assert(offsetof(struct virtio_rdma_reg_mr_request, offset) == 24, "offset of virtio_rdma_reg_mr_request.offset");
+static_assert(offsetof(struct virtio_rdma_reg_mr_request, pages) == 32, "offset of virtio_rdma_reg_mr_request.pages");
+
+/*
+ * GET_DMA_MR: an MR that covers all guest-physical memory; for the driver's own kernel
+ * consumers only, never for a process.
+ */
+struct virtio_rdma_get_dma_mr_request {
+	/* The PD. */
+	__le32 pdn;
+	/* `ACCESS_*`. */
+	__le32 access;
+};
+static_assert(sizeof(struct virtio_rdma_get_dma_mr_request) == 8, "size of virtio_rdma_get_dma_mr_request");
+static_assert(offsetof(struct virtio_rdma_get_dma_mr_request, pdn) == 0, "offset of virtio_rdma_get_dma_mr_request.pdn");
+static_assert(offsetof(struct virtio_rdma_get_dma_mr_request, access) == 4, "offset of virtio_rdma_get_dma_mr_request.access");
+
+/* Answer to REG_MR and GET_DMA_MR. */
+struct virtio_rdma_mr_answer {
+	/* The MR's number, for DEREG_MR. */
+	__le32 mrn;
+	/* Local key. */
+	__le32 lkey;
+	/* Remote key; 0 when no remote access is allowed. */
+	__le32 rkey;
+	/* Zero. */
+	__le32 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_mr_answer) == 16, "size of virtio_rdma_mr_answer");
+static_assert(offsetof(struct virtio_rdma_mr_answer, mrn) == 0, "offset of virtio_rdma_mr_answer.mrn");
+static_assert(offsetof(struct virtio_rdma_mr_answer, lkey) == 4, "offset of virtio_rdma_mr_answer.lkey");
+static_assert(offsetof(struct virtio_rdma_mr_answer, rkey) == 8, "offset of virtio_rdma_mr_answer.rkey");
+static_assert(offsetof(struct virtio_rdma_mr_answer, reserved) == 12, "offset of virtio_rdma_mr_answer.reserved");
+
+/* CREATE_CQ. */
+struct virtio_rdma_create_cq_request {
+	/* Slots of the ring: a power of two, up to `max_cqe`. */
+	__le32 entries;
+	/* The vector whose completion virtqueue gets its events. */
+	__le32 vector;
+	/* The buffer: `CqGuestLine`, `CqDeviceLine`, and the ring at `CQ_RING_OFFSET`; zeroed. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_create_cq_request) == 24, "size of virtio_rdma_create_cq_request");
+static_assert(offsetof(struct virtio_rdma_create_cq_request, entries) == 0, "offset of virtio_rdma_create_cq_request.entries");
+static_assert(offsetof(struct virtio_rdma_create_cq_request, vector) == 4, "offset of virtio_rdma_create_cq_request.vector");
+static_assert(offsetof(struct virtio_rdma_create_cq_request, pages) == 8, "offset of virtio_rdma_create_cq_request.pages");
+
+/* CREATE_QP. */
+struct virtio_rdma_create_qp_request {
+	/* The PD. */
+	__le32 pdn;
+	/* CQ of the send queue. */
+	__le32 send_cqn;
+	/* CQ of the receive queue. */
+	__le32 recv_cqn;
+	/* SRQ, or `NO_SRQ`. */
+	__le32 srqn;
+	/* UAR in which pending work of this QP is shown. */
+	__le32 uarn;
+	/* Bit in that UAR: no other QP may use it. */
+	__le32 slot;
+	/* `QP_TYPE_*`. */
+	__u8 qp_type;
+	/* `QP_FLAG_*`. */
+	__u8 flags;
+	/* Stride of the send queue: `2^n` bytes, `WQE_STRIDE_SHIFT_MIN` to `WQE_STRIDE_SHIFT_MAX`. */
+	__u8 sq_stride_shift;
+	/* Stride of the receive queue. */
+	__u8 rq_stride_shift;
+	/* Slots of the send queue: a power of two, up to `max_qp_wr`; 0 for none. */
+	__le32 sq_entries;
+	/* Slots of the receive queue; 0 for none. */
+	__le32 rq_entries;
+	/* Bytes from the start of the buffer to the send queue: a multiple of 64. */
+	__le32 sq_offset;
+	/* Bytes from the start of the buffer to the receive queue. */
+	__le32 rq_offset;
+	/* Most SGEs of a send WQE; they fit in the stride. */
+	__le32 max_send_sge;
+	/* Most SGEs of a receive WQE; they fit in the stride. */
+	__le32 max_recv_sge;
+	/* Most bytes of inline data; they fit in the stride. */
+	__le32 max_inline;
+	/* The buffer: `QpDeviceLine` first; zeroed. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_create_qp_request) == 72, "size of virtio_rdma_create_qp_request");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, pdn) == 0, "offset of virtio_rdma_create_qp_request.pdn");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, send_cqn) == 4, "offset of virtio_rdma_create_qp_request.send_cqn");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, recv_cqn) == 8, "offset of virtio_rdma_create_qp_request.recv_cqn");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, srqn) == 12, "offset of virtio_rdma_create_qp_request.srqn");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, uarn) == 16, "offset of virtio_rdma_create_qp_request.uarn");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, slot) == 20, "offset of virtio_rdma_create_qp_request.slot");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, qp_type) == 24, "offset of virtio_rdma_create_qp_request.qp_type");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, flags) == 25, "offset of virtio_rdma_create_qp_request.flags");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, sq_stride_shift) == 26, "offset of virtio_rdma_create_qp_request.sq_stride_shift");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, rq_stride_shift) == 27, "offset of virtio_rdma_create_qp_request.rq_stride_shift");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, sq_entries) == 28, "offset of virtio_rdma_create_qp_request.sq_entries");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, rq_entries) == 32, "offset of virtio_rdma_create_qp_request.rq_entries");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, sq_offset) == 36, "offset of virtio_rdma_create_qp_request.sq_offset");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, rq_offset) == 40, "offset of virtio_rdma_create_qp_request.rq_offset");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, max_send_sge) == 44, "offset of virtio_rdma_create_qp_request.max_send_sge");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, max_recv_sge) == 48, "offset of virtio_rdma_create_qp_request.max_recv_sge");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, max_inline) == 52, "offset of virtio_rdma_create_qp_request.max_inline");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, pages) == 56, "offset of virtio_rdma_create_qp_request.pages");
+
+/* The path of a QP or of an address handle (IBA address vector). */
+struct virtio_rdma_address_vector {
+	/* GID of the peer, big-endian. */
+	__u8 dgid[16];
+	/* Entry of the own GID table. */
+	__le32 sgid_index;
+	/* IPv6 flow label, 20 bits. */
+	__le32 flow_label;
+	/* MAC of the next hop. */
+	__u8 dmac[6];
+	/* VLAN, or 0xffff for none. */
+	__le16 vlan;
+	/* IPv6 hop limit. */
+	__u8 hop_limit;
+	/* IPv6 traffic class. */
+	__u8 traffic_class;
+	/* Service level. */
+	__u8 sl;
+	/* IBA static rate code; 0 is the port's. */
+	__u8 static_rate;
+	/* The port: 1. */
+	__u8 port;
+	/* Zero. */
+	__u8 reserved[3];
+};
+static_assert(sizeof(struct virtio_rdma_address_vector) == 40, "size of virtio_rdma_address_vector");
+static_assert(offsetof(struct virtio_rdma_address_vector, dgid) == 0, "offset of virtio_rdma_address_vector.dgid");
+static_assert(offsetof(struct virtio_rdma_address_vector, sgid_index) == 16, "offset of virtio_rdma_address_vector.sgid_index");
+static_assert(offsetof(struct virtio_rdma_address_vector, flow_label) == 20, "offset of virtio_rdma_address_vector.flow_label");
+static_assert(offsetof(struct virtio_rdma_address_vector, dmac) == 24, "offset of virtio_rdma_address_vector.dmac");
+static_assert(offsetof(struct virtio_rdma_address_vector, vlan) == 30, "offset of virtio_rdma_address_vector.vlan");
+static_assert(offsetof(struct virtio_rdma_address_vector, hop_limit) == 32, "offset of virtio_rdma_address_vector.hop_limit");
+static_assert(offsetof(struct virtio_rdma_address_vector, traffic_class) == 33, "offset of virtio_rdma_address_vector.traffic_class");
+static_assert(offsetof(struct virtio_rdma_address_vector, sl) == 34, "offset of virtio_rdma_address_vector.sl");
+static_assert(offsetof(struct virtio_rdma_address_vector, static_rate) == 35, "offset of virtio_rdma_address_vector.static_rate");
+static_assert(offsetof(struct virtio_rdma_address_vector, port) == 36, "offset of virtio_rdma_address_vector.port");
+static_assert(offsetof(struct virtio_rdma_address_vector, reserved) == 37, "offset of virtio_rdma_address_vector.reserved");
+
+/* The attributes of a QP (IBA 11.2.4.2). Which ones count says a mask of `QP_ATTR_*`. */
+struct virtio_rdma_qp_attr {
+	/* `QP_STATE_*`. */
+	__u8 qp_state;
+	/* The state that the driver believes the QP to be in. */
+	__u8 cur_qp_state;
+	/* Path MTU code. */
+	__u8 path_mtu;
+	/* Port: 1. */
+	__u8 port;
+	/* Q_Key of a UD QP. */
+	__le32 qkey;
+	/* PSN of the first packet received, 24 bits. */
+	__le32 rq_psn;
+	/* PSN of the first packet sent, 24 bits. */
+	__le32 sq_psn;
+	/* The peer's QPN. */
+	__le32 dest_qpn;
+	/* What the peer may do (`ACCESS_*`). */
+	__le32 access;
+	/* The path to the peer. */
+	struct virtio_rdma_address_vector av;
+	/* Entry of the P_Key table. */
+	__le16 pkey_index;
+	/* READs and atomics outstanding as requester. */
+	__u8 max_rd_atomic;
+	/* As responder. */
+	__u8 max_dest_rd_atomic;
+	/* IBA RNR timer code, 5 bits: how long a peer waits after an RNR NAK from this QP. */
+	__u8 min_rnr_timer;
+	/* 4.096 us * 2^n until a retry; 0 for never. */
+	__u8 timeout;
+	/* Retries after a time-out or a NAK, 0 to 7. */
+	__u8 retry_cnt;
+	/* Retries after an RNR NAK, 0 to 6; 7 for no end. */
+	__u8 rnr_retry;
+	/* QUERY_QP: 1 while an SQD drain goes on. MODIFY_QP to SQD: 1 for an event when drained. */
+	__u8 sq_draining;
+	/* Zero. */
+	__u8 reserved[7];
+};
+static_assert(sizeof(struct virtio_rdma_qp_attr) == 80, "size of virtio_rdma_qp_attr");
+static_assert(offsetof(struct virtio_rdma_qp_attr, qp_state) == 0, "offset of virtio_rdma_qp_attr.qp_state");
+static_assert(offsetof(struct virtio_rdma_qp_attr, cur_qp_state) == 1, "offset of virtio_rdma_qp_attr.cur_qp_state");
+static_assert(offsetof(struct virtio_rdma_qp_attr, path_mtu) == 2, "offset of virtio_rdma_qp_attr.path_mtu");
+static_assert(offsetof(struct virtio_rdma_qp_attr, port) == 3, "offset of virtio_rdma_qp_attr.port");
+static_assert(offsetof(struct virtio_rdma_qp_attr, qkey) == 4, "offset of virtio_rdma_qp_attr.qkey");
+static_assert(offsetof(struct virtio_rdma_qp_attr, rq_psn) == 8, "offset of virtio_rdma_qp_attr.rq_psn");
+static_assert(offsetof(struct virtio_rdma_qp_attr, sq_psn) == 12, "offset of virtio_rdma_qp_attr.sq_psn");
+static_assert(offsetof(struct virtio_rdma_qp_attr, dest_qpn) == 16, "offset of virtio_rdma_qp_attr.dest_qpn");
+static_assert(offsetof(struct virtio_rdma_qp_attr, access) == 20, "offset of virtio_rdma_qp_attr.access");
+static_assert(offsetof(struct virtio_rdma_qp_attr, av) == 24, "offset of virtio_rdma_qp_attr.av");
+static_assert(offsetof(struct virtio_rdma_qp_attr, pkey_index) == 64, "offset of virtio_rdma_qp_attr.pkey_index");
+static_assert(offsetof(struct virtio_rdma_qp_attr, max_rd_atomic) == 66, "offset of virtio_rdma_qp_attr.max_rd_atomic");
+static_assert(offsetof(struct virtio_rdma_qp_attr, max_dest_rd_atomic) == 67, "offset of virtio_rdma_qp_attr.max_dest_rd_atomic");
+static_assert(offsetof(struct virtio_rdma_qp_attr, min_rnr_timer) == 68, "offset of virtio_rdma_qp_attr.min_rnr_timer");
+static_assert(offsetof(struct virtio_rdma_qp_attr, timeout) == 69, "offset of virtio_rdma_qp_attr.timeout");
+static_assert(offsetof(struct virtio_rdma_qp_attr, retry_cnt) == 70, "offset of virtio_rdma_qp_attr.retry_cnt");
+static_assert(offsetof(struct virtio_rdma_qp_attr, rnr_retry) == 71, "offset of virtio_rdma_qp_attr.rnr_retry");
+static_assert(offsetof(struct virtio_rdma_qp_attr, sq_draining) == 72, "offset of virtio_rdma_qp_attr.sq_draining");
+static_assert(offsetof(struct virtio_rdma_qp_attr, reserved) == 73, "offset of virtio_rdma_qp_attr.reserved");
+
+/* MODIFY_QP. */
+struct virtio_rdma_modify_qp_request {
+	/* The QP. */
+	__le32 qpn;
+	/* Which of the attributes count (`QP_ATTR_*`). */
+	__le32 attr_mask;
+	/* The attributes. */
+	struct virtio_rdma_qp_attr attr;
+};
+static_assert(sizeof(struct virtio_rdma_modify_qp_request) == 88, "size of virtio_rdma_modify_qp_request");
+static_assert(offsetof(struct virtio_rdma_modify_qp_request, qpn) == 0, "offset of virtio_rdma_modify_qp_request.qpn");
+static_assert(offsetof(struct virtio_rdma_modify_qp_request, attr_mask) == 4, "offset of virtio_rdma_modify_qp_request.attr_mask");
+static_assert(offsetof(struct virtio_rdma_modify_qp_request, attr) == 8, "offset of virtio_rdma_modify_qp_request.attr");
+
+/*
+ * First line of a user access region (UAR); the bitmap of pending slots follows it, a
+ * little-endian 64-bit word for 64 slots, up to the end of the region. Written by driver
+ * (sets bits) and device (clears them), with atomic read-modify-write operations only.
+ */
+struct virtio_rdma_uar_header {
+	/* Bit `(slot / 64) % 64` is set after the bit of the slot. */
+	__le64 summary;
+	/* Zero. */
+	__u8 reserved[56];
+};
+static_assert(sizeof(struct virtio_rdma_uar_header) == 64, "size of virtio_rdma_uar_header");
+static_assert(offsetof(struct virtio_rdma_uar_header, summary) == 0, "offset of virtio_rdma_uar_header.summary");
+static_assert(offsetof(struct virtio_rdma_uar_header, reserved) == 8, "offset of virtio_rdma_uar_header.reserved");
+
+/*
+ * One line of the status page, for one vector. Written by the device only; the driver maps the
+ * page read-only into processes.
+ */
+struct virtio_rdma_vector_status {
+	/*
+	 * 0 while the worker that serves this vector looks at the summaries by itself, 1 while it
+	 * sleeps and must be notified.
+	 */
+	__le32 sleeping;
+	/* Zero. */
+	__u8 reserved[60];
+};
+static_assert(sizeof(struct virtio_rdma_vector_status) == 64, "size of virtio_rdma_vector_status");
+static_assert(offsetof(struct virtio_rdma_vector_status, sleeping) == 0, "offset of virtio_rdma_vector_status.sleeping");
+static_assert(offsetof(struct virtio_rdma_vector_status, reserved) == 4, "offset of virtio_rdma_vector_status.reserved");
+
+/* A scatter/gather element. */
+struct virtio_rdma_sge {
+	/* Address in the address space of the MR that `lkey` names. */
+	__le64 addr;
+	/* Bytes. */
+	__le32 length;
+	/* The local key. */
+	__le32 lkey;
+};
+static_assert(sizeof(struct virtio_rdma_sge) == 16, "size of virtio_rdma_sge");
+static_assert(offsetof(struct virtio_rdma_sge, addr) == 0, "offset of virtio_rdma_sge.addr");
+static_assert(offsetof(struct virtio_rdma_sge, length) == 8, "offset of virtio_rdma_sge.length");
+static_assert(offsetof(struct virtio_rdma_sge, lkey) == 12, "offset of virtio_rdma_sge.lkey");
+
+/*
+ * The first 32 bytes of a send WQE. At `WQE_SEND_DATA` follow the SGEs, or the inline data, up
+ * to the stride of the queue. An atomic has one SGE, and its operands after that (`AtomicArgs`
+ * at `WQE_ATOMIC_ARGS`).
+ */
+struct virtio_rdma_send_wqe {
+	/* `WR_*`. */
+	__u8 opcode;
+	/* `SEND_*` flags. */
+	__u8 flags;
+	/* SGEs that follow; 0 with `SEND_INLINE`. */
+	__u8 num_sge;
+	/* Bit 0 is the phase; the rest is zero. */
+	__u8 phase;
+	/* Immediate data, as it stands in the packet (big-endian), or the rkey to invalidate. */
+	__le32 imm;
+	/* Comes back in the CQE. */
+	__le64 wr_id;
+	/*
+	 * RDMA and atomics: address at the peer. UD: the number of the address handle in the low
+	 * half, the peer's QPN in the high half.
+	 */
+	__le64 remote_addr;
+	/* RDMA and atomics: the peer's key. UD: the Q_Key. Local invalidate: the key. */
+	__le32 rkey;
+	/* Bytes of inline data; 0 without `SEND_INLINE`. */
+	__le32 inline_length;
+};
+static_assert(sizeof(struct virtio_rdma_send_wqe) == 32, "size of virtio_rdma_send_wqe");
+static_assert(offsetof(struct virtio_rdma_send_wqe, opcode) == 0, "offset of virtio_rdma_send_wqe.opcode");
+static_assert(offsetof(struct virtio_rdma_send_wqe, flags) == 1, "offset of virtio_rdma_send_wqe.flags");
+static_assert(offsetof(struct virtio_rdma_send_wqe, num_sge) == 2, "offset of virtio_rdma_send_wqe.num_sge");
+static_assert(offsetof(struct virtio_rdma_send_wqe, phase) == 3, "offset of virtio_rdma_send_wqe.phase");
+static_assert(offsetof(struct virtio_rdma_send_wqe, imm) == 4, "offset of virtio_rdma_send_wqe.imm");
+static_assert(offsetof(struct virtio_rdma_send_wqe, wr_id) == 8, "offset of virtio_rdma_send_wqe.wr_id");
+static_assert(offsetof(struct virtio_rdma_send_wqe, remote_addr) == 16, "offset of virtio_rdma_send_wqe.remote_addr");
+static_assert(offsetof(struct virtio_rdma_send_wqe, rkey) == 24, "offset of virtio_rdma_send_wqe.rkey");
+static_assert(offsetof(struct virtio_rdma_send_wqe, inline_length) == 28, "offset of virtio_rdma_send_wqe.inline_length");
+
+/* The operands of an atomic. */
+struct virtio_rdma_atomic_args {
+	/* COMPARE_SWAP: the value to compare. FETCH_ADD: the value to add. */
+	__le64 compare_add;
+	/* COMPARE_SWAP: the value to store. */
+	__le64 swap;
+};
+static_assert(sizeof(struct virtio_rdma_atomic_args) == 16, "size of virtio_rdma_atomic_args");
+static_assert(offsetof(struct virtio_rdma_atomic_args, compare_add) == 0, "offset of virtio_rdma_atomic_args.compare_add");
+static_assert(offsetof(struct virtio_rdma_atomic_args, swap) == 8, "offset of virtio_rdma_atomic_args.swap");
+
+/* The first 16 bytes of a receive WQE; the SGEs follow it. */
+struct virtio_rdma_recv_wqe {
+	/* Zero. */
+	__u8 reserved0;
+	/* Zero. */
+	__u8 flags;
+	/* SGEs that follow. */
+	__u8 num_sge;
+	/* Bit 0 is the phase; the rest is zero. */
+	__u8 phase;
+	/* Zero. */
+	__le32 reserved1;
+	/* Comes back in the CQE. */
+	__le64 wr_id;
+};
+static_assert(sizeof(struct virtio_rdma_recv_wqe) == 16, "size of virtio_rdma_recv_wqe");
+static_assert(offsetof(struct virtio_rdma_recv_wqe, reserved0) == 0, "offset of virtio_rdma_recv_wqe.reserved0");
+static_assert(offsetof(struct virtio_rdma_recv_wqe, flags) == 1, "offset of virtio_rdma_recv_wqe.flags");
+static_assert(offsetof(struct virtio_rdma_recv_wqe, num_sge) == 2, "offset of virtio_rdma_recv_wqe.num_sge");
+static_assert(offsetof(struct virtio_rdma_recv_wqe, phase) == 3, "offset of virtio_rdma_recv_wqe.phase");
+static_assert(offsetof(struct virtio_rdma_recv_wqe, reserved1) == 4, "offset of virtio_rdma_recv_wqe.reserved1");
+static_assert(offsetof(struct virtio_rdma_recv_wqe, wr_id) == 8, "offset of virtio_rdma_recv_wqe.wr_id");
+
+/* A completion: one slot of a CQ's ring. */
+struct virtio_rdma_cqe {
+	/* Of the work request. */
+	__le64 wr_id;
+	/*
+	 * Free-running count of the WQEs of that send or receive queue which are free when this
+	 * completion has been polled (this one and all before it).
+	 */
+	__le32 wqe_count;
+	/* Bytes of the message received, or read. */
+	__le32 byte_len;
+	/* Immediate data (big-endian), or the rkey that was invalidated. */
+	__le32 imm;
+	/* UD: the sender's QPN. */
+	__le32 src_qpn;
+	/* Nanoseconds on the device's clock, or 0 when the CQ has no timestamps. */
+	__le64 timestamp;
+	/* More about an error, for people; 0 otherwise. */
+	__le32 vendor_err;
+	/* Zero. */
+	__u8 reserved[20];
+	/* The QP of the work request. */
+	__le32 qpn;
+	/* `WC_*` status. */
+	__u8 status;
+	/* `WC_OP_*`. */
+	__u8 opcode;
+	/* `CQE_*` flags. */
+	__u8 flags;
+	/* Bit 0 is the phase; the rest is zero. */
+	__u8 phase;
+};
+static_assert(sizeof(struct virtio_rdma_cqe) == 64, "size of virtio_rdma_cqe");
+static_assert(offsetof(struct virtio_rdma_cqe, wr_id) == 0, "offset of virtio_rdma_cqe.wr_id");
+static_assert(offsetof(struct virtio_rdma_cqe, wqe_count) == 8, "offset of virtio_rdma_cqe.wqe_count");
+static_assert(offsetof(struct virtio_rdma_cqe, byte_len) == 12, "offset of virtio_rdma_cqe.byte_len");
+static_assert(offsetof(struct virtio_rdma_cqe, imm) == 16, "offset of virtio_rdma_cqe.imm");
+static_assert(offsetof(struct virtio_rdma_cqe, src_qpn) == 20, "offset of virtio_rdma_cqe.src_qpn");
+static_assert(offsetof(struct virtio_rdma_cqe, timestamp) == 24, "offset of virtio_rdma_cqe.timestamp");
+static_assert(offsetof(struct virtio_rdma_cqe, vendor_err) == 32, "offset of virtio_rdma_cqe.vendor_err");
+static_assert(offsetof(struct virtio_rdma_cqe, reserved) == 36, "offset of virtio_rdma_cqe.reserved");
+static_assert(offsetof(struct virtio_rdma_cqe, qpn) == 56, "offset of virtio_rdma_cqe.qpn");
+static_assert(offsetof(struct virtio_rdma_cqe, status) == 60, "offset of virtio_rdma_cqe.status");
+static_assert(offsetof(struct virtio_rdma_cqe, opcode) == 61, "offset of virtio_rdma_cqe.opcode");
+static_assert(offsetof(struct virtio_rdma_cqe, flags) == 62, "offset of virtio_rdma_cqe.flags");
+static_assert(offsetof(struct virtio_rdma_cqe, phase) == 63, "offset of virtio_rdma_cqe.phase");
+
+/* First line of a CQ's buffer: written by the driver only. */
+struct virtio_rdma_cq_guest_line {
+	/* Free-running count of the CQEs polled. Stored at least once a call of poll. */
+	__le32 consumer;
+	/*
+	 * `2 * sequence + solicited_only`. The driver arms the CQ by storing a new sequence (last
+	 * plus one), executes a full fence, and polls once more. Zero at first: not armed.
+	 */
+	__le32 arm;
+	/* Zero. */
+	__u8 reserved[56];
+};
+static_assert(sizeof(struct virtio_rdma_cq_guest_line) == 64, "size of virtio_rdma_cq_guest_line");
+static_assert(offsetof(struct virtio_rdma_cq_guest_line, consumer) == 0, "offset of virtio_rdma_cq_guest_line.consumer");
+static_assert(offsetof(struct virtio_rdma_cq_guest_line, arm) == 4, "offset of virtio_rdma_cq_guest_line.arm");
+static_assert(offsetof(struct virtio_rdma_cq_guest_line, reserved) == 8, "offset of virtio_rdma_cq_guest_line.reserved");
+
+/* Second line of a CQ's buffer: written by the device only. The ring follows it. */
+struct virtio_rdma_cq_device_line {
+	/* The last value of `arm` that got its event. */
+	__le32 fired;
+	/* `CQ_STATE_*`. */
+	__le32 state;
+	/* Zero. */
+	__u8 reserved[56];
+};
+static_assert(sizeof(struct virtio_rdma_cq_device_line) == 64, "size of virtio_rdma_cq_device_line");
+static_assert(offsetof(struct virtio_rdma_cq_device_line, fired) == 0, "offset of virtio_rdma_cq_device_line.fired");
+static_assert(offsetof(struct virtio_rdma_cq_device_line, state) == 4, "offset of virtio_rdma_cq_device_line.state");
+static_assert(offsetof(struct virtio_rdma_cq_device_line, reserved) == 8, "offset of virtio_rdma_cq_device_line.reserved");
+
+/*
+ * First line of a QP's buffer: written by the device only. The rings lie behind it, where the
+ * driver said at CREATE_QP.
+ */
+struct virtio_rdma_qp_device_line {
+	/* Mode word of the send queue (`MODE_*`). */
+	__le32 sq_mode;
+	/* Mode word of the receive queue. */
+	__le32 rq_mode;
+	/* Zero. */
+	__u8 reserved[56];
+};
+static_assert(sizeof(struct virtio_rdma_qp_device_line) == 64, "size of virtio_rdma_qp_device_line");
+static_assert(offsetof(struct virtio_rdma_qp_device_line, sq_mode) == 0, "offset of virtio_rdma_qp_device_line.sq_mode");
+static_assert(offsetof(struct virtio_rdma_qp_device_line, rq_mode) == 4, "offset of virtio_rdma_qp_device_line.rq_mode");
+static_assert(offsetof(struct virtio_rdma_qp_device_line, reserved) == 8, "offset of virtio_rdma_qp_device_line.reserved");
+
+/*
+ * A buffer of a completion virtqueue: "this CQ was armed and has an event". One entry an
+ * event. Without a buffer the event waits in the device and is not lost.
+ */
+struct virtio_rdma_comp_event {
+	/* The CQ. */
+	__le32 cqn;
+	/* The arm sequence that this event answers (see `CqGuestLine::arm`). */
+	__le32 arm;
+};
+static_assert(sizeof(struct virtio_rdma_comp_event) == 8, "size of virtio_rdma_comp_event");
+static_assert(offsetof(struct virtio_rdma_comp_event, cqn) == 0, "offset of virtio_rdma_comp_event.cqn");
+static_assert(offsetof(struct virtio_rdma_comp_event, arm) == 4, "offset of virtio_rdma_comp_event.arm");
+
+/* A buffer of the event virtqueue. */
+struct virtio_rdma_async_event {
+	/* `EVENT_*`. */
+	__le32 event;
+	/* What it is about: a QPN, CQN, SRQN, or port number; 0 for the device itself. */
+	__le32 number;
+	/* `Config::hca_generation` at the event. */
+	__le32 hca_generation;
+	/* Zero. */
+	__le32 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_async_event) == 16, "size of virtio_rdma_async_event");
+static_assert(offsetof(struct virtio_rdma_async_event, event) == 0, "offset of virtio_rdma_async_event.event");
+static_assert(offsetof(struct virtio_rdma_async_event, number) == 4, "offset of virtio_rdma_async_event.number");
+static_assert(offsetof(struct virtio_rdma_async_event, hca_generation) == 8, "offset of virtio_rdma_async_event.hca_generation");
+static_assert(offsetof(struct virtio_rdma_async_event, reserved) == 12, "offset of virtio_rdma_async_event.reserved");
+
+#endif
