@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a low-level driver implements, and what the midlayer hands to it (`struct ib_device`).
+//!
+//! Rules for every method (`core_locking`): it is fully reentrant, the midlayer serialises nothing;
+//! it may sleep only if it takes a `MaySleep`; it calls no completion or event handler, but reports
+//! through `CqEvents` and `EventSink`, which never sleep and never call back in the same call chain.
+//! The midlayer checks arguments against the device's limits and the QP state table before it calls,
+//! and calls `destroy` once, last, when nothing depends on the object any more.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::attr::{DeviceAttr, GidEntry, PortAttr, QpAttr, QpAttrMask, QpCap};
+use crate::context::MaySleep;
+use crate::error::{Error, Result};
+use crate::memory::UserMemory;
+use crate::types::{Access, Cqn, LKey, QpType, Qpn, RKey, Srqn};
+use crate::work::{RecvWqe, RecvWr, SendWr, WorkCompletion};
+
+/// An HCA.
+pub trait HcaDriver: Send + Sync + 'static {
+    /// Its name, unique among registered devices: "soft0", "rxe0".
+    fn name(&self) -> &str;
+
+    /// Limits and capabilities. May sleep.
+    fn query_device(&self, cx: &MaySleep) -> Result<DeviceAttr>;
+
+    /// State of a port; ports count from 1. May sleep.
+    fn query_port(&self, cx: &MaySleep, port: u8) -> Result<PortAttr>;
+
+    /// A context: a tenant with numbers, keys and GIDs of its own (`ib_ucontext`). May sleep.
+    fn alloc_context(&self, cx: &MaySleep, init: ContextInit) -> Result<Arc<dyn ContextDriver>>;
+
+    /// The parts of the HCA that need CPU time: whoever runs the device polls each of them, one
+    /// thread at a time. A driver with threads of its own has none.
+    fn pollers(&self) -> Vec<Arc<dyn Poller>> {
+        Vec::new()
+    }
+}
+
+/// How to make a context.
+pub struct ContextInit {
+    /// The network that its GIDs belong to: peers are found within one network only.
+    pub network: u64,
+    /// Name of the tenant, for logs.
+    pub name: String,
+    /// Takes the events of the context's objects.
+    pub events: Arc<dyn EventSink>,
+}
+
+/// A tenant of an HCA.
+pub trait ContextDriver: Any + Send + Sync {
+    /// Enters a GID. May sleep.
+    ///
+    /// # Errors
+    /// `Busy` if another context of the network has the GID, `Invalid` for an index out of range.
+    fn add_gid(&self, cx: &MaySleep, index: u32, entry: &GidEntry) -> Result<()>;
+
+    /// Deletes a GID; a no-op if there is none. May sleep.
+    fn del_gid(&self, cx: &MaySleep, index: u32) -> Result<()>;
+
+    /// A protection domain. May sleep.
+    fn alloc_pd(&self, cx: &MaySleep) -> Result<Arc<dyn PdDriver>>;
+
+    /// A completion queue. May sleep.
+    fn create_cq(&self, cx: &MaySleep, init: CqInit) -> Result<Arc<dyn CqDriver>>;
+
+    /// Ends the context; its objects are gone already. May sleep.
+    fn dealloc(&self, cx: &MaySleep) -> Result<()>;
+}
+
+/// A protection domain.
+pub trait PdDriver: Any + Send + Sync {
+    /// Registers memory; `memory.start()` is the address by which work requests name its first
+    /// byte. May sleep.
+    fn reg_mr(
+        &self,
+        cx: &MaySleep,
+        memory: UserMemory,
+        access: Access,
+    ) -> Result<Arc<dyn MrDriver>>;
+
+    /// A QP. May sleep.
+    fn create_qp(&self, cx: &MaySleep, init: QpInit) -> Result<Arc<dyn QpDriver>>;
+
+    /// Ends the PD. May sleep.
+    fn dealloc(&self, cx: &MaySleep) -> Result<()>;
+}
+
+/// A memory region.
+pub trait MrDriver: Any + Send + Sync {
+    /// Local key.
+    fn lkey(&self) -> LKey;
+
+    /// Remote key.
+    fn rkey(&self) -> RKey;
+
+    /// Puts other memory behind the keys, or none: then every access fails with a protection or
+    /// access error. Returns when nothing touches the old memory any more. May sleep.
+    fn replace_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()>;
+
+    /// Ends the MR. Returns when nothing touches its memory any more. May sleep.
+    fn dereg(&self, cx: &MaySleep) -> Result<()>;
+}
+
+/// Where a consumer wants its completions: memory of its own, in a form of its own.
+///
+/// Called from inside verbs and pollers; it moves bytes and calls no verb. Never sleeps. The driver
+/// makes no two calls at once for one CQ.
+pub trait CqMemory: Send + Sync {
+    /// Writes a completion where the consumer polls it.
+    ///
+    /// # Errors
+    /// `Overflow` if there is no room: the driver puts the CQ into error and reports it.
+    fn push(&self, wc: &WorkCompletion) -> std::result::Result<(), Overflow>;
+}
+
+/// A CQ has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("completion queue overflow")]
+pub struct Overflow;
+
+/// Where a driver reports that a CQ has new completions.
+///
+/// Callable from any context; schedules the consumer's handler and never calls it in the same chain.
+pub trait CqEvents: Send + Sync {
+    /// At least one completion was added since the last call; `solicited` if one of them was a
+    /// solicited one, or an error. To be called after the completion can be polled.
+    fn completed(&self, solicited: bool);
+
+    /// Whether a call would do anything: false lets a driver skip keeping count.
+    fn wanted(&self) -> bool {
+        true
+    }
+}
+
+/// How to make a CQ.
+pub struct CqInit {
+    /// Completions it must hold.
+    pub cqe: u32,
+    /// The completion vector.
+    pub vector: u32,
+    /// The consumer's memory. Without it the driver keeps the completions, for `poll_cq`.
+    pub memory: Option<Arc<dyn CqMemory>>,
+    /// Reports completions. Without consumer memory, only when `req_notify_cq` has asked for it.
+    pub events: Arc<dyn CqEvents>,
+}
+
+/// What `req_notify_cq` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notify {
+    /// The next completion.
+    Next,
+    /// The next solicited completion, or one with an error.
+    Solicited,
+}
+
+/// A completion queue.
+pub trait CqDriver: Any + Send + Sync {
+    /// Its number.
+    fn cqn(&self) -> Cqn;
+
+    /// Completions it holds at the most.
+    fn cqe(&self) -> u32;
+
+    /// Takes completions out, oldest first; returns how many. Never sleeps. Two threads may poll at
+    /// once: each completion goes to one of them.
+    ///
+    /// # Errors
+    /// `Unsupported` for a CQ in consumer memory.
+    fn poll_cq(&self, wcs: &mut Vec<WorkCompletion>, max: usize) -> Result<usize>;
+
+    /// Asks for one event. Returns whether there are completions to poll already, which may have
+    /// come before the call. Never sleeps.
+    fn req_notify_cq(&self, notify: Notify) -> Result<bool>;
+
+    /// Ends the CQ. Returns when the driver no longer touches it. May sleep.
+    fn destroy(&self, cx: &MaySleep) -> Result<()>;
+}
+
+/// Receive WQEs that lie in the consumer's own memory. The driver takes one when a message comes.
+///
+/// Called from inside verbs and pollers; it moves bytes and calls no verb. Never sleeps. The driver
+/// makes no two calls at once for one source.
+pub trait RecvSource: Send + Sync {
+    /// Takes the oldest WQE out.
+    ///
+    /// # Errors
+    /// `MalformedWqe` if the oldest one makes no sense; it is taken out.
+    fn take(&self, wqe: &mut RecvWqe) -> std::result::Result<Taken, MalformedWqe>;
+
+    /// Whether the driver wants `QpDriver::recv_posted` when new WQEs come: while a peer waits, or in
+    /// ERR. After turning it on, the driver looks once more.
+    fn want_doorbell(&self, wanted: bool);
+}
+
+/// What `RecvSource::take` found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// A WQE.
+    Wqe,
+    /// Nothing.
+    Empty,
+}
+
+/// A WQE that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedWqe {
+    /// Its wr_id.
+    pub wr_id: u64,
+    /// Its ticket.
+    pub ticket: u32,
+}
+
+/// How the driver says that a send queue that was full takes work again, to a consumer that keeps its
+/// work requests in a ring of its own. Never sleeps, calls no verb.
+pub trait SendReady: Send + Sync {
+    /// `post_send` may succeed again.
+    fn send_ready(&self);
+}
+
+/// How to make a QP.
+pub struct QpInit {
+    /// Transport.
+    pub qp_type: QpType,
+    /// CQ of the send queue, of this driver.
+    pub send_cq: Arc<dyn CqDriver>,
+    /// CQ of the receive queue.
+    pub recv_cq: Arc<dyn CqDriver>,
+    /// Wanted sizes.
+    pub cap: QpCap,
+    /// Every send WR makes a completion.
+    pub signal_all: bool,
+    /// Of the kernel of a guest, or of the host: may use what processes may not.
+    pub privileged: bool,
+    /// Which of the HCA's pollers works on this QP (modulo their number).
+    pub poller: usize,
+    /// The receive WQEs. Without it they come by `post_recv`.
+    pub recv_source: Option<Arc<dyn RecvSource>>,
+    /// If given, the consumer keeps the send WQEs in a ring of its own: `post_send` may answer
+    /// `QueueFull` before `max_send_wr` is reached, and `send_ready` follows.
+    pub send_ready: Option<Arc<dyn SendReady>>,
+}
+
+/// A queue pair.
+pub trait QpDriver: Any + Send + Sync {
+    /// Its number.
+    fn qpn(&self) -> Qpn;
+
+    /// Sizes given: at least what was wanted.
+    fn cap(&self) -> QpCap;
+
+    /// Changes attributes. The midlayer has checked the transition and the mask (IBA 10.3.1, 11.2.4.2).
+    /// May sleep.
+    fn modify(&self, cx: &MaySleep, attr: &QpAttr, mask: QpAttrMask) -> Result<()>;
+
+    /// The attributes as they are. May sleep.
+    fn query(&self, cx: &MaySleep) -> Result<QpAttr>;
+
+    /// Ends the QP. Outstanding work makes no completions; returns when the driver no longer touches
+    /// the consumer's memory for it. May sleep.
+    fn destroy(&self, cx: &MaySleep) -> Result<()>;
+
+    /// Posts a send WR. Never sleeps.
+    ///
+    /// # Errors
+    /// `QueueFull`; `BadState` in RESET, INIT and RTR; `Invalid` for a WR that the transport does not
+    /// have. In ERR it is taken and flushed.
+    fn post_send(&self, wr: &SendWr<'_>) -> Result<()>;
+
+    /// Completes with an error a WR that the consumer found malformed in its ring, in order behind
+    /// those posted before, and puts the QP into ERR. Never sleeps.
+    fn post_malformed_send(&self, wqe: MalformedWqe) -> Result<()>;
+
+    /// Posts a receive WR. Never sleeps.
+    ///
+    /// # Errors
+    /// `QueueFull`; `BadState` in RESET; `Unsupported` for a QP with a `RecvSource` or an SRQ.
+    fn post_recv(&self, wr: &RecvWr<'_>) -> Result<()>;
+
+    /// The `RecvSource` has new WQEs (only if it was told that this is wanted). Never sleeps.
+    fn recv_posted(&self);
+}
+
+/// A part of an HCA that needs CPU time. One thread at a time polls it.
+pub trait Poller: Send + Sync {
+    /// Does a bounded amount of work: about `budget` packets or pieces. Never sleeps.
+    fn poll(&self, now: Instant, budget: usize) -> Turn;
+
+    /// Where to say that there is work while nobody polls.
+    fn set_waker(&self, waker: Arc<dyn Waker>);
+}
+
+/// What a turn of a poller did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Something was done: poll again soon.
+    pub worked: bool,
+    /// When to poll at the latest, if nothing wakes the poller before.
+    pub deadline: Option<Instant>,
+}
+
+/// Wakes whoever polls. Callable from any context; never sleeps.
+pub trait Waker: Send + Sync {
+    /// Poll soon.
+    fn wake(&self);
+}
+
+/// Where drivers report asynchronous events (`ib_dispatch_event`): callable from any context, never
+/// sleeps, handlers run later and elsewhere, in the order of the calls.
+pub trait EventSink: Send + Sync {
+    /// Reports an event.
+    fn dispatch(&self, event: AsyncEvent);
+}
+
+/// An asynchronous event (IBA 11.6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AsyncEvent {
+    /// The CQ overflowed or can't be written.
+    CqErr(Cqn),
+    /// The QP failed for a reason of the device's own.
+    QpFatal(Qpn),
+    /// The QP's responder saw an invalid request.
+    QpReqErr(Qpn),
+    /// The QP's responder saw an access that is not allowed.
+    QpAccessErr(Qpn),
+    /// First message in RTR.
+    CommEst(Qpn),
+    /// The send queue is drained (SQD).
+    SqDrained(Qpn),
+    /// The QP has taken its last WQE of an SRQ.
+    LastWqeReached(Qpn),
+    /// The SRQ failed.
+    SrqErr(Srqn),
+    /// The SRQ's limit was reached.
+    SrqLimitReached(Srqn),
+    /// The port is active.
+    PortActive(u8),
+    /// The port is down.
+    PortErr(u8),
+    /// The port's GID table changed.
+    GidChange(u8),
+    /// The device failed.
+    DeviceFatal,
+}
+
+/// The driver's own form of an object that a consumer hands back to it.
+///
+/// # Errors
+/// `Invalid` if it belongs to another driver.
+pub fn own<T: Any + Send + Sync>(object: Arc<dyn CqDriver>) -> Result<Arc<T>> {
+    let any: Arc<dyn Any + Send + Sync> = object;
+    any.downcast().map_err(|_| Error::Invalid("a CQ of another driver"))
+}

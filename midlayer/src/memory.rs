@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Consumer memory that an HCA reads and writes: resolved once into host addresses, so that an access
+//! is a bounds check and an index. The only place where data moves; all stores pass through here.
+//!
+//! The memory is shared with others that write it at any time (a guest, a process): what is read is a
+//! copy, and no reference into it ever exists.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// A range of this process's address space that holds consumer memory.
+///
+/// # Safety
+/// From `base` on, `len` bytes are mapped readable and writable for as long as the value lives.
+pub unsafe trait Mapping: Send + Sync {
+    /// The first byte.
+    fn base(&self) -> *mut u8;
+    /// Bytes.
+    fn len(&self) -> usize;
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The file behind it, and where in that the mapping begins: for drivers that map it again.
+    fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        None
+    }
+}
+
+/// An access beyond what was registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("outside the registered memory")]
+pub struct OutOfRange;
+
+/// Part of a mapping.
+#[derive(Clone)]
+pub struct Run {
+    /// The mapping.
+    pub mapping: Arc<dyn Mapping>,
+    /// Bytes from its start.
+    pub offset: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// Memory under one address range of the consumer's: what an MR covers, or a ring lies in.
+pub struct UserMemory {
+    start: u64,
+    length: u64,
+    layout: Layout,
+    /// Keeps every mapping that `layout` points into.
+    mappings: Vec<Arc<dyn Mapping>>,
+    runs: Vec<RunInfo>,
+}
+
+/// Where a run came from, for drivers that map the memory again.
+#[derive(Clone, Copy, Debug)]
+struct RunInfo {
+    mapping: usize,
+    offset: usize,
+    len: usize,
+}
+
+enum Layout {
+    /// One run of host addresses.
+    Contiguous(*mut u8),
+    /// Pages of `1 << shift` bytes; the first byte lies `offset` into the first.
+    Paged { shift: u8, offset: u64, pages: Box<[*mut u8]> },
+    /// Few runs of any length: (offset of its first byte, host address).
+    Runs(Box<[(u64, *mut u8)]>),
+}
+
+// SAFETY: the pointers point into mappings that are `Send + Sync` and are kept alive; all access
+// through them is by copies that tolerate concurrent writers.
+unsafe impl Send for UserMemory {}
+// SAFETY: as above.
+unsafe impl Sync for UserMemory {}
+
+impl UserMemory {
+    /// Memory that appears at `start`, `length` bytes long, made of `runs` in order, the first byte
+    /// `offset` bytes into the first run. If `page_shift` is given, every run is a multiple of such
+    /// pages long (the last may be cut) and look-up takes constant time however many there are.
+    ///
+    /// # Errors
+    /// `OutOfRange` if a run exceeds its mapping, or the runs are too short for `length`.
+    pub fn new(
+        start: u64,
+        length: u64,
+        offset: u64,
+        page_shift: Option<u8>,
+        runs: impl IntoIterator<Item = Run>,
+    ) -> Result<Self, OutOfRange> {
+        start.checked_add(length).ok_or(OutOfRange)?;
+        let end = offset.checked_add(length).ok_or(OutOfRange)?;
+        let mut builder = Builder { mappings: Vec::new(), runs: Vec::new(), total: 0 };
+        for run in runs {
+            builder.push(run)?;
+        }
+        if builder.total < end {
+            return Err(OutOfRange);
+        }
+        let layout = builder.layout(offset, page_shift)?;
+        Ok(Self { start, length, layout, mappings: builder.mappings, runs: builder.runs })
+    }
+
+    /// The consumer's address of the first byte.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Whether `len` bytes at `addr` lie inside.
+    pub fn contains(&self, addr: u64, len: u64) -> bool {
+        addr.checked_sub(self.start)
+            .and_then(|at| at.checked_add(len))
+            .is_some_and(|end| end <= self.length)
+    }
+
+    /// The mappings and byte ranges that it is made of, coalesced, in order.
+    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.runs.iter().map(|r| Run {
+            mapping: self.mappings[r.mapping].clone(),
+            offset: r.offset,
+            len: r.len,
+        })
+    }
+
+    /// Reads bytes. Never sleeps.
+    pub fn read(&self, addr: u64, to: &mut [u8]) -> Result<(), OutOfRange> {
+        let mut done = 0;
+        self.pieces(addr, to.len() as u64, |from, len| {
+            // SAFETY: `pieces` gives addresses inside live mappings; `to` is ours and long enough.
+            unsafe { copy(to.as_mut_ptr().add(done), from, len) };
+            done += len;
+        })
+    }
+
+    /// Writes bytes; the last ones become visible last. Never sleeps.
+    pub fn write(&self, addr: u64, from: &[u8]) -> Result<(), OutOfRange> {
+        let mut done = 0;
+        self.pieces(addr, from.len() as u64, |to, len| {
+            // SAFETY: as in `read`, the other way round.
+            unsafe { copy(to, from.as_ptr().add(done), len) };
+            done += len;
+        })
+    }
+
+    /// Copies `len` bytes from `from` to here: one copy, the last bytes visible last. Never sleeps;
+    /// the caller bounds `len`.
+    pub fn copy_from(
+        &self,
+        addr: u64,
+        from: &UserMemory,
+        from_addr: u64,
+        len: u64,
+    ) -> Result<(), OutOfRange> {
+        if !from.contains(from_addr, len) {
+            return Err(OutOfRange);
+        }
+        let mut source = from_addr;
+        self.pieces(addr, len, |to, piece| {
+            let mut done = 0;
+            // In range as a whole, so each piece is.
+            let _ = from.pieces(source, piece as u64, |from, len| {
+                // SAFETY: both addresses come from `pieces`, for as many bytes.
+                unsafe { copy(to.add(done), from, len) };
+                done += len;
+            });
+            source += piece as u64;
+        })
+    }
+
+    /// The 64-bit word at `addr`, for atomic operations by the HCA. `None` if it is not aligned to 8
+    /// bytes or out of range. The word is in the host's byte order.
+    pub fn with_atomic<R>(&self, addr: u64, f: impl FnOnce(&AtomicU64) -> R) -> Option<R> {
+        if !self.contains(addr, 8) {
+            return None;
+        }
+        let (at, len) = self.locate(addr - self.start);
+        if len < 8 || !(at as usize).is_multiple_of(8) {
+            return None;
+        }
+        // SAFETY: 8 aligned bytes of a live mapping; others may access them at any time, as atomics
+        // allow. The reference ends with the call.
+        Some(f(unsafe { AtomicU64::from_ptr(at.cast()) }))
+    }
+
+    /// The host address of `len` bytes that are contiguous in the host, for rings. It is valid while
+    /// `self` lives. `None` if out of range or not contiguous.
+    pub fn host_address(&self, addr: u64, len: u64) -> Option<*mut u8> {
+        if !self.contains(addr, len) {
+            return None;
+        }
+        let (at, contiguous) = self.locate(addr - self.start);
+        (contiguous >= len).then_some(at)
+    }
+
+    /// Calls `f` with each host-contiguous piece of a range.
+    fn pieces(
+        &self,
+        addr: u64,
+        len: u64,
+        mut f: impl FnMut(*mut u8, usize),
+    ) -> Result<(), OutOfRange> {
+        if !self.contains(addr, len) {
+            return Err(OutOfRange);
+        }
+        let mut at = addr - self.start;
+        let end = at + len;
+        while at < end {
+            let (ptr, contiguous) = self.locate(at);
+            let len = contiguous.min(end - at);
+            f(ptr, len as usize);
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Host address of an offset inside, and how many bytes from there are contiguous.
+    fn locate(&self, at: u64) -> (*mut u8, u64) {
+        let (base, skip, contiguous) = match &self.layout {
+            Layout::Contiguous(base) => (*base, at, self.length - at),
+            Layout::Paged { shift, offset, pages } => {
+                let at = at + offset;
+                let within = at & ((1 << shift) - 1);
+                (pages[(at >> shift) as usize], within, (1 << shift) - within)
+            }
+            Layout::Runs(runs) => {
+                let i = runs.partition_point(|(first, _)| *first <= at) - 1;
+                let (first, base) = runs[i];
+                let end = runs.get(i + 1).map_or(self.length, |(next, _)| *next);
+                (base, at - first, end - at)
+            }
+        };
+        // SAFETY: `new` checked that the runs cover `length` bytes, and callers pass offsets below
+        // it, so the sum stays inside the mapping.
+        (unsafe { base.add(skip as usize) }, contiguous)
+    }
+}
+
+struct Builder {
+    mappings: Vec<Arc<dyn Mapping>>,
+    runs: Vec<RunInfo>,
+    total: u64,
+}
+
+impl Builder {
+    fn push(&mut self, run: Run) -> Result<(), OutOfRange> {
+        let end = run.offset.checked_add(run.len).ok_or(OutOfRange)?;
+        if end > run.mapping.len() {
+            return Err(OutOfRange);
+        }
+        self.total = self.total.checked_add(run.len as u64).ok_or(OutOfRange)?;
+        let same =
+            |m: &Arc<dyn Mapping>| std::ptr::addr_eq(Arc::as_ptr(m), Arc::as_ptr(&run.mapping));
+        let mapping = match self.mappings.iter().rposition(same) {
+            Some(i) => i,
+            None => {
+                self.mappings.push(run.mapping);
+                self.mappings.len() - 1
+            }
+        };
+        match self.runs.last_mut() {
+            Some(last) if last.mapping == mapping && last.offset + last.len == run.offset => {
+                last.len += run.len;
+            }
+            _ => self.runs.push(RunInfo { mapping, offset: run.offset, len: run.len }),
+        }
+        Ok(())
+    }
+
+    fn host(&self, run: &RunInfo) -> *mut u8 {
+        // SAFETY: `push` checked that the run lies inside its mapping.
+        unsafe { self.mappings[run.mapping].base().add(run.offset) }
+    }
+
+    fn layout(&self, offset: u64, page_shift: Option<u8>) -> Result<Layout, OutOfRange> {
+        if let [run] = self.runs.as_slice() {
+            // SAFETY: the caller checked that `offset` lies inside the runs.
+            return Ok(Layout::Contiguous(unsafe { self.host(run).add(offset as usize) }));
+        }
+        match page_shift {
+            Some(shift) => {
+                let page = 1usize << shift;
+                let mut pages = Vec::with_capacity((self.total >> shift) as usize + 1);
+                for (i, run) in self.runs.iter().enumerate() {
+                    if !run.len.is_multiple_of(page) && i + 1 != self.runs.len() {
+                        return Err(OutOfRange);
+                    }
+                    // SAFETY: steps inside the run.
+                    pages.extend(
+                        (0..run.len).step_by(page).map(|at| unsafe { self.host(run).add(at) }),
+                    );
+                }
+                Ok(Layout::Paged { shift, offset, pages: pages.into() })
+            }
+            None => {
+                let mut at = 0;
+                let mut runs = Vec::with_capacity(self.runs.len());
+                for run in &self.runs {
+                    let len = run.len as u64;
+                    if at + len > offset {
+                        let skip = offset.saturating_sub(at);
+                        // SAFETY: `skip < len`.
+                        let host = unsafe { self.host(run).add(skip as usize) };
+                        runs.push((at.saturating_sub(offset), host));
+                    }
+                    at += len;
+                }
+                Ok(Layout::Runs(runs.into()))
+            }
+        }
+    }
+}
+
+/// Copies memory that others may be writing; the last (up to 8) bytes are stored last, with release.
+///
+/// # Safety
+/// `len` bytes are readable at `from` and writable at `to`, and stay mapped during the call.
+unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+    if len == 0 {
+        return;
+    }
+    // The tail: from the last 8-byte boundary of the destination on, so an aligned word is whole.
+    let end = to as usize + len;
+    let tail = (((end - 1) & 7) + 1).min(len);
+    let head = len - tail;
+    // SAFETY: the caller's promise. `copy` and not `copy_nonoverlapping`: a QP may be connected to
+    // another on the same memory. Racing writers can tear what they race for, and nothing else.
+    unsafe {
+        if head > 0 {
+            std::ptr::copy(from, to, head);
+        }
+        fence(Ordering::Release);
+        let (to, from) = (to.add(head), from.add(head));
+        if tail == 8 {
+            let word = from.cast::<u64>().read_unaligned();
+            AtomicU64::from_ptr(to.cast()).store(word, Ordering::Release);
+        } else {
+            for i in 0..tail {
+                to.add(i).write_volatile(from.add(i).read_volatile());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Owned(Box<[AtomicU64]>);
+
+    // SAFETY: the box lives as long as the value; atomics allow writes through a shared pointer.
+    unsafe impl Mapping for Owned {
+        fn base(&self) -> *mut u8 {
+            self.0.as_ptr().cast_mut().cast()
+        }
+        fn len(&self) -> usize {
+            self.0.len() * 8
+        }
+    }
+
+    fn mapping(bytes: usize) -> Arc<dyn Mapping> {
+        Arc::new(Owned((0..bytes / 8).map(|_| AtomicU64::new(0)).collect()))
+    }
+
+    fn run(mapping: &Arc<dyn Mapping>, offset: usize, len: usize) -> Run {
+        Run { mapping: mapping.clone(), offset, len }
+    }
+
+    fn all_layouts() -> Vec<UserMemory> {
+        let m = mapping(8 * 4096);
+        let page = |n: usize| run(&m, n * 4096, 4096);
+        let far = || [page(5), page(1), page(7), page(2)];
+        vec![
+            UserMemory::new(0x1000, 8200, 100, None, [page(1), page(2), page(3)]).unwrap(),
+            UserMemory::new(0x1000, 8200, 100, Some(12), far()).unwrap(),
+            UserMemory::new(0x1000, 8200, 100, None, far()).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn every_layout_reads_back_what_was_written_at_any_offset_and_length() {
+        for memory in all_layouts() {
+            for (at, len) in [(0, 1), (0, 8200), (3990, 20), (4095, 2), (8199, 1), (17, 4099)] {
+                let data: Vec<u8> = (0..len).map(|i| (i * 7 + at) as u8).collect();
+                memory.write(0x1000 + at as u64, &data).unwrap();
+                let mut back = vec![0; len];
+                memory.read(0x1000 + at as u64, &mut back).unwrap();
+                assert_eq!(back, data, "at {at}, {len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn copies_between_layouts_keep_every_byte() {
+        for to in all_layouts() {
+            for from in all_layouts() {
+                let data: Vec<u8> = (0..8000).map(|i| (i % 251) as u8).collect();
+                from.write(0x1003, &data).unwrap();
+                to.copy_from(0x1064, &from, 0x1003, 8000).unwrap();
+                let mut back = vec![0; 8000];
+                to.read(0x1064, &mut back).unwrap();
+                assert_eq!(back, data);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_outside_the_range_is_reachable() {
+        for memory in all_layouts() {
+            let mut byte = [0];
+            for addr in [0, 0xfff, 0x1000 + 8200, u64::MAX] {
+                assert_eq!(memory.read(addr, &mut byte), Err(OutOfRange));
+            }
+            assert_eq!(memory.write(0x1000 + 8199, &[0, 0]), Err(OutOfRange));
+            assert_eq!(memory.copy_from(0x1000, &memory, 0x1001, 8200), Err(OutOfRange));
+            assert_eq!(memory.copy_from(0x1000, &memory, 0x1000, u64::MAX), Err(OutOfRange));
+        }
+    }
+
+    #[test]
+    fn memory_shorter_than_what_it_is_to_hold_is_refused() {
+        let m = mapping(4096);
+        assert!(UserMemory::new(0, 4097, 0, None, [run(&m, 0, 4096)]).is_err());
+        assert!(UserMemory::new(0, 4096, 1, None, [run(&m, 0, 4096)]).is_err());
+        assert!(UserMemory::new(0, 1, 0, None, [run(&m, 4096, 1)]).is_err());
+        assert!(UserMemory::new(u64::MAX, 2, 0, None, [run(&m, 0, 4096)]).is_err());
+        assert!(UserMemory::new(0, 1, u64::MAX, None, [run(&m, 0, 4096)]).is_err());
+    }
+
+    #[test]
+    fn atomics_want_alignment_and_bounds() {
+        let m = mapping(4096);
+        let memory = UserMemory::new(0x1000, 64, 0, None, [run(&m, 0, 4096)]).unwrap();
+        assert_eq!(memory.with_atomic(0x1008, |w| w.fetch_add(3, Ordering::Relaxed)), Some(0));
+        assert_eq!(memory.with_atomic(0x1008, |w| w.load(Ordering::Relaxed)), Some(3));
+        assert_eq!(memory.with_atomic(0x1004, |_| ()), None);
+        assert_eq!(memory.with_atomic(0x1040, |_| ()), None);
+    }
+}

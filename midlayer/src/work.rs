@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Work requests and completions. A work request borrows what it points to: a driver that can't
+//! carry it out at once copies what it needs.
+
+use crate::types::{LKey, Qpn, RKey, WcOpcode, WcStatus, WrOpcode};
+
+/// Most SGEs in any work request.
+pub const MAX_SGE: usize = 30;
+
+/// Scatter/gather element: a piece of an MR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sge {
+    /// Address in the MR's own address space.
+    pub addr: u64,
+    /// Bytes.
+    pub length: u32,
+    /// Key of the MR.
+    pub lkey: LKey,
+}
+
+/// Flags of a send work request, as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendFlags(pub u8);
+
+impl SendFlags {
+    /// Begin only when all READs and atomics before it are done.
+    pub const FENCE: Self = Self(1);
+    /// Make a completion also on success.
+    pub const SIGNALED: Self = Self(2);
+    /// The completion at the peer is a solicited one.
+    pub const SOLICITED: Self = Self(4);
+
+    /// Whether all of `other` are in the set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Where the data of a send work request is.
+#[derive(Clone, Copy, Debug)]
+pub enum SendData<'a> {
+    /// In memory that MRs cover.
+    Sges(&'a [Sge]),
+    /// Here; read before `post_send` returns.
+    Inline(&'a [u8]),
+}
+
+/// A send work request (IBA 11.4.1.1).
+#[derive(Clone, Copy, Debug)]
+pub struct SendWr<'a> {
+    /// Comes back in the completion.
+    pub wr_id: u64,
+    /// Opaque to the HCA: comes back in the completion. A consumer whose ring holds the WQEs puts
+    /// the count of slots there that this completion frees.
+    pub ticket: u32,
+    /// What to do.
+    pub opcode: WrOpcode,
+    /// How.
+    pub flags: SendFlags,
+    /// The data to send, or the place for what is read.
+    pub data: SendData<'a>,
+    /// Immediate data (as it stands in the packet), or the key to invalidate.
+    pub imm: u32,
+    /// RDMA and atomics: the address at the peer.
+    pub remote_addr: u64,
+    /// RDMA and atomics: the key at the peer.
+    pub rkey: RKey,
+    /// Compare and swap: the value to compare; fetch and add: the value to add.
+    pub compare_add: u64,
+    /// Compare and swap: the value to store.
+    pub swap: u64,
+}
+
+/// A receive work request (IBA 11.4.1.2).
+#[derive(Clone, Copy, Debug)]
+pub struct RecvWr<'a> {
+    /// Comes back in the completion.
+    pub wr_id: u64,
+    /// As in `SendWr`.
+    pub ticket: u32,
+    /// Where the message goes.
+    pub sges: &'a [Sge],
+}
+
+/// A receive work request that a driver owns.
+#[derive(Clone, Copy, Debug)]
+pub struct RecvWqe {
+    /// Comes back in the completion.
+    pub wr_id: u64,
+    /// As in `SendWr`.
+    pub ticket: u32,
+    num_sge: u8,
+    sges: [Sge; MAX_SGE],
+}
+
+impl Default for RecvWqe {
+    fn default() -> Self {
+        Self { wr_id: 0, ticket: 0, num_sge: 0, sges: [Sge::default(); MAX_SGE] }
+    }
+}
+
+impl RecvWqe {
+    /// Takes the request over; SGEs past `MAX_SGE` are dropped (a driver checks `max_recv_sge`
+    /// before).
+    pub fn set(&mut self, wr_id: u64, ticket: u32, sges: impl Iterator<Item = Sge>) {
+        self.wr_id = wr_id;
+        self.ticket = ticket;
+        self.num_sge = 0;
+        for (to, from) in self.sges.iter_mut().zip(sges) {
+            *to = from;
+            self.num_sge += 1;
+        }
+    }
+
+    /// The SGEs.
+    pub fn sges(&self) -> &[Sge] {
+        &self.sges[..usize::from(self.num_sge)]
+    }
+}
+
+/// Flags of a completion, as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WcFlags(pub u8);
+
+impl WcFlags {
+    /// `imm` holds immediate data.
+    pub const WITH_IMM: Self = Self(1);
+    /// `imm` holds a key that was invalidated.
+    pub const WITH_INV: Self = Self(2);
+    /// The first 40 bytes received are a GRH.
+    pub const GRH: Self = Self(4);
+
+    /// Whether all of `other` are in the set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// A work completion (IBA 11.4.2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkCompletion {
+    /// Of the work request.
+    pub wr_id: u64,
+    /// Of the work request.
+    pub ticket: u32,
+    /// Success, or why not.
+    pub status: WcStatus,
+    /// Of what. Valid with an error too.
+    pub opcode: WcOpcode,
+    /// Which of the members below hold something.
+    pub flags: WcFlags,
+    /// The QP.
+    pub qpn: Qpn,
+    /// Bytes received or read.
+    pub byte_len: u32,
+    /// Immediate data, or the key invalidated.
+    pub imm: u32,
+    /// UD: the sender.
+    pub src_qpn: Qpn,
+    /// More about an error, for people.
+    pub vendor_err: u32,
+}
