@@ -66,6 +66,14 @@ pub trait ContextDriver: Any + Send + Sync {
     /// A completion queue. May sleep.
     fn create_cq(&self, cx: &MaySleep, init: CqInit) -> Result<Arc<dyn CqDriver>>;
 
+    /// Stops the tenant: when it returns, no memory of the tenant's is read or written any more, by
+    /// its own work requests or by a peer's, and none of its CQs or receive sources is called. Work
+    /// stays queued; peers see packets lost (time-outs and retries as for a cut cable). May sleep.
+    fn suspend(&self, cx: &MaySleep) -> Result<()>;
+
+    /// Lets a stopped tenant go on. May sleep.
+    fn resume(&self, cx: &MaySleep) -> Result<()>;
+
     /// Ends the context; its objects are gone already. May sleep.
     fn dealloc(&self, cx: &MaySleep) -> Result<()>;
 }
