@@ -67,8 +67,9 @@ enum Layout {
     Contiguous(*mut u8),
     /// Pages of `1 << shift` bytes; the first byte lies `offset` into the first.
     Paged { shift: u8, offset: u64, pages: Box<[*mut u8]> },
-    /// Few runs of any length: (offset of its first byte, host address).
-    Runs(Box<[(u64, *mut u8)]>),
+    /// Few runs of any length, with or without holes between them: offset of the first byte, bytes,
+    /// host address.
+    Runs(Box<[(u64, u64, *mut u8)]>),
 }
 
 // SAFETY: the pointers point into mappings that are `Send + Sync` and are kept alive; all access
@@ -104,6 +105,35 @@ impl UserMemory {
         Ok(Self { start, length, layout, mappings: builder.mappings, runs: builder.runs })
     }
 
+    /// Memory that appears at several places, sorted by address, with holes between them that belong
+    /// to nothing: (address, where it is).
+    ///
+    /// # Errors
+    /// `OutOfRange` if a run exceeds its mapping, they overlap, or there are none.
+    pub fn sparse(places: impl IntoIterator<Item = (u64, Run)>) -> Result<Self, OutOfRange> {
+        let mut builder = Builder { mappings: Vec::new(), runs: Vec::new(), total: 0 };
+        let mut found: Vec<(u64, u64, *mut u8)> = Vec::new();
+        for (address, run) in places {
+            let len = run.len as u64;
+            let free = found.last().map_or(0, |(first, len, _)| first + len);
+            if address < free || address.checked_add(len).is_none() {
+                return Err(OutOfRange);
+            }
+            let mapping = run.mapping.clone();
+            let offset = run.offset;
+            builder.push(run)?;
+            // SAFETY: `push` checked that the run lies inside its mapping.
+            found.push((address, len, unsafe { mapping.base().add(offset) }));
+        }
+        let (Some((start, ..)), Some((last, last_len, _))) = (found.first(), found.last()) else {
+            return Err(OutOfRange);
+        };
+        let (start, length) = (*start, last + last_len - start);
+        found.iter_mut().for_each(|(first, ..)| *first -= start);
+        let layout = Layout::Runs(found.into());
+        Ok(Self { start, length, layout, mappings: builder.mappings, runs: builder.runs })
+    }
+
     /// The consumer's address of the first byte.
     pub fn start(&self) -> u64 {
         self.start
@@ -121,9 +151,14 @@ impl UserMemory {
 
     /// Whether `len` bytes at `addr` lie inside.
     pub fn contains(&self, addr: u64, len: u64) -> bool {
-        addr.checked_sub(self.start)
-            .and_then(|at| at.checked_add(len))
-            .is_some_and(|end| end <= self.length)
+        let Some(at) = addr.checked_sub(self.start) else { return false };
+        match at.checked_add(len) {
+            Some(end) if end <= self.length => match &self.layout {
+                Layout::Runs(runs) => covered(runs, at, end),
+                _ => true,
+            },
+            _ => false,
+        }
     }
 
     /// The mappings and byte ranges that it is made of, coalesced, in order.
@@ -236,16 +271,29 @@ impl UserMemory {
                 (pages[(at >> shift) as usize], within, (1 << shift) - within)
             }
             Layout::Runs(runs) => {
-                let i = runs.partition_point(|(first, _)| *first <= at) - 1;
-                let (first, base) = runs[i];
-                let end = runs.get(i + 1).map_or(self.length, |(next, _)| *next);
-                (base, at - first, end - at)
+                // `contains` found a run here.
+                let i = runs.partition_point(|(first, ..)| *first <= at) - 1;
+                let (first, len, base) = runs[i];
+                (base, at - first, first + len - at)
             }
         };
-        // SAFETY: `new` checked that the runs cover `length` bytes, and callers pass offsets below
-        // it, so the sum stays inside the mapping.
+        // SAFETY: callers pass offsets that `contains` allowed, and the constructors checked that
+        // there is memory at each of those, so the sum stays inside the mapping.
         (unsafe { base.add(skip as usize) }, contiguous)
     }
+}
+
+/// Whether the runs cover `at` to `end` without a hole.
+fn covered(runs: &[(u64, u64, *mut u8)], at: u64, end: u64) -> bool {
+    let mut next = at;
+    let from = runs.partition_point(|(first, ..)| *first <= at).saturating_sub(1);
+    for (first, len, _) in &runs[from..] {
+        if next >= end || *first > next || first + len <= next {
+            break;
+        }
+        next = first + len;
+    }
+    next >= end
 }
 
 struct Builder {
@@ -313,7 +361,7 @@ impl Builder {
                         let skip = offset.saturating_sub(at);
                         // SAFETY: `skip < len`.
                         let host = unsafe { self.host(run).add(skip as usize) };
-                        runs.push((at.saturating_sub(offset), host));
+                        runs.push((at.saturating_sub(offset), len - skip, host));
                     }
                     at += len;
                 }
@@ -427,6 +475,29 @@ mod tests {
             assert_eq!(memory.copy_from(0x1000, &memory, 0x1001, 8200), Err(OutOfRange));
             assert_eq!(memory.copy_from(0x1000, &memory, 0x1000, u64::MAX), Err(OutOfRange));
         }
+    }
+
+    #[test]
+    fn holes_of_sparse_memory_belong_to_nothing() {
+        let m = mapping(4 * 4096);
+        let memory = UserMemory::sparse([
+            (0x1000, run(&m, 0, 4096)),
+            (0x2000, run(&m, 8192, 4096)),
+            (0x8000, run(&m, 4096, 4096)),
+        ])
+        .unwrap();
+        let data: Vec<u8> = (0..100).collect();
+        for addr in [0x1000, 0x1fc0, 0x8000 + 4096 - 100] {
+            memory.write(addr, &data).unwrap();
+            let mut back = vec![0; 100];
+            memory.read(addr, &mut back).unwrap();
+            assert_eq!(back, data);
+        }
+        for addr in [0xfff, 0x2fff, 0x3000, 0x7fff, 0x8fff, 0x9000] {
+            assert_eq!(memory.write(addr, &[0, 0]), Err(OutOfRange), "{addr:#x}");
+        }
+        assert!(UserMemory::sparse([(0, run(&m, 0, 4096)), (4095, run(&m, 0, 1))]).is_err());
+        assert!(UserMemory::sparse([]).is_err());
     }
 
     #[test]
