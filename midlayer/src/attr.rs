@@ -141,7 +141,8 @@ pub struct QpCap {
 pub struct QpAttr {
     /// State (to move to).
     pub state: QpState,
-    /// State that the consumer believes the QP to be in.
+    /// State that the consumer believes the QP to be in. To a driver: the one that the midlayer found
+    /// and checked against.
     pub cur_state: QpState,
     /// Path MTU.
     pub path_mtu: Mtu,
@@ -235,12 +236,18 @@ impl QpAttrMask {
     pub const RQ_PSN: Self = Self(0x1000);
     /// `max_rd_atomic`.
     pub const MAX_QP_RD_ATOMIC: Self = Self(0x2000);
+    /// Alternate path. RoCE has none; no `QpAttr` member.
+    pub const ALT_PATH: Self = Self(0x4000);
     /// `min_rnr_timer`.
     pub const MIN_RNR_TIMER: Self = Self(0x8000);
     /// `sq_psn`.
     pub const SQ_PSN: Self = Self(0x1_0000);
     /// `max_dest_rd_atomic`.
     pub const MAX_DEST_RD_ATOMIC: Self = Self(0x2_0000);
+    /// Path migration state. RoCE has none; no `QpAttr` member.
+    pub const PATH_MIG_STATE: Self = Self(0x4_0000);
+    /// Sizes of the queues. No `QpAttr` member: QPs keep their sizes.
+    pub const CAP: Self = Self(0x8_0000);
     /// `dest_qpn`.
     pub const DEST_QPN: Self = Self(0x10_0000);
 

@@ -11,12 +11,15 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::attr::{DeviceAttr, GidEntry, PortAttr, QpAttr, QpAttrMask, QpCap};
+use crate::attr::{AhAttr, DeviceAttr, GidEntry, PortAttr, QpAttr, QpAttrMask, QpCap};
 use crate::context::MaySleep;
 use crate::error::{Error, Result};
 use crate::memory::UserMemory;
-use crate::types::{Access, Cqn, LKey, QpType, Qpn, RKey, Srqn};
-use crate::work::{RecvWqe, RecvWr, SendWr, WorkCompletion};
+use crate::types::{Access, Cqn, Gid, LKey, MwType, QpType, Qpn, RKey, Srqn};
+use crate::work::{MwBind, RecvWqe, RecvWr, SendWr, WorkCompletion};
+
+mod extra;
+pub use extra::*;
 
 /// An HCA.
 pub trait HcaDriver: Send + Sync + 'static {
@@ -36,6 +39,12 @@ pub trait HcaDriver: Send + Sync + 'static {
     /// thread at a time. A driver with threads of its own has none.
     fn pollers(&self) -> Vec<Arc<dyn Poller>> {
         Vec::new()
+    }
+
+    /// Where to report the events of the device as a whole: ports, GID tables, device fatal. Called
+    /// once, by `register_device`, before any consumer knows the device. Never sleeps.
+    fn set_event_sink(&self, events: Arc<dyn EventSink>) {
+        let _ = events;
     }
 }
 
@@ -66,6 +75,11 @@ pub trait ContextDriver: Any + Send + Sync {
     /// A completion queue. May sleep.
     fn create_cq(&self, cx: &MaySleep, init: CqInit) -> Result<Arc<dyn CqDriver>>;
 
+    /// An XRC domain. May sleep.
+    fn alloc_xrcd(&self, _cx: &MaySleep) -> Result<Arc<dyn XrcdDriver>> {
+        Err(Error::Unsupported("XRC"))
+    }
+
     /// Stops the tenant: when it returns, no memory of the tenant's is read or written any more, by
     /// its own work requests or by a peer's, and none of its CQs or receive sources is called. Work
     /// stays queued; peers see packets lost (time-outs and retries as for a cut cable). May sleep.
@@ -92,6 +106,47 @@ pub trait PdDriver: Any + Send + Sync {
     /// A QP. May sleep.
     fn create_qp(&self, cx: &MaySleep, init: QpInit) -> Result<Arc<dyn QpDriver>>;
 
+    /// An MR over all memory that the consumer can use for DMA: each of `regions` appears at its
+    /// `start()`, with holes between them. May sleep.
+    fn reg_dma_mr(
+        &self,
+        _cx: &MaySleep,
+        _regions: Vec<UserMemory>,
+        _access: Access,
+    ) -> Result<Arc<dyn MrDriver>> {
+        Err(Error::Unsupported("DMA MR"))
+    }
+
+    /// An MR without memory, for REG_MR work requests of up to `max_pages` pages. May sleep.
+    fn alloc_mr(&self, _cx: &MaySleep, _max_pages: u32) -> Result<Arc<dyn MrDriver>> {
+        Err(Error::Unsupported("fast registration"))
+    }
+
+    /// A memory window. May sleep.
+    fn alloc_mw(&self, _cx: &MaySleep, _mw_type: MwType) -> Result<Arc<dyn MwDriver>> {
+        Err(Error::Unsupported("memory windows"))
+    }
+
+    /// A fast memory region. May sleep.
+    fn alloc_fmr(
+        &self,
+        _cx: &MaySleep,
+        _attr: FmrAttr,
+        _access: Access,
+    ) -> Result<Arc<dyn FmrDriver>> {
+        Err(Error::Unsupported("FMR"))
+    }
+
+    /// A shared receive queue. May sleep.
+    fn create_srq(&self, _cx: &MaySleep, _init: SrqInit) -> Result<Arc<dyn SrqDriver>> {
+        Err(Error::Unsupported("SRQ"))
+    }
+
+    /// An address handle. Never sleeps.
+    fn create_ah(&self, _attr: &AhAttr) -> Result<Arc<dyn AhDriver>> {
+        Err(Error::Unsupported("address handles"))
+    }
+
     /// Ends the PD. May sleep.
     fn dealloc(&self, cx: &MaySleep) -> Result<()>;
 }
@@ -108,8 +163,25 @@ pub trait MrDriver: Any + Send + Sync {
     /// access error. Returns when nothing touches the old memory any more. May sleep.
     fn replace_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()>;
 
+    /// Changes memory, rights or PD (`ibv_rereg_mr`); what is `None` stays. The keys may change.
+    /// Returns when nothing touches the old memory any more. May sleep.
+    fn rereg(&self, _cx: &MaySleep, _change: MrChange) -> Result<()> {
+        Err(Error::Unsupported("re-registration"))
+    }
+
     /// Ends the MR. Returns when nothing touches its memory any more. May sleep.
     fn dereg(&self, cx: &MaySleep) -> Result<()>;
+}
+
+/// What `MrDriver::rereg` changes.
+#[derive(Default)]
+pub struct MrChange {
+    /// New memory.
+    pub memory: Option<UserMemory>,
+    /// New rights.
+    pub access: Option<Access>,
+    /// New PD, of this driver.
+    pub pd: Option<Arc<dyn PdDriver>>,
 }
 
 /// Where a consumer wants its completions: memory of its own, in a form of its own.
@@ -132,12 +204,14 @@ pub struct Overflow;
 /// Where a driver reports that a CQ has new completions.
 ///
 /// Callable from any context; schedules the consumer's handler and never calls it in the same chain.
+/// The midlayer keeps what `req_notify_cq` has asked for: a driver reports every burst of completions.
 pub trait CqEvents: Send + Sync {
     /// At least one completion was added since the last call; `solicited` if one of them was a
     /// solicited one, or an error. To be called after the completion can be polled.
     fn completed(&self, solicited: bool);
 
-    /// Whether a call would do anything: false lets a driver skip keeping count.
+    /// Whether a call would do anything: false lets a driver skip the call. To be asked after the
+    /// completion can be polled.
     fn wanted(&self) -> bool {
         true
     }
@@ -151,7 +225,7 @@ pub struct CqInit {
     pub vector: u32,
     /// The consumer's memory. Without it the driver keeps the completions, for `poll_cq`.
     pub memory: Option<Arc<dyn CqMemory>>,
-    /// Reports completions. Without consumer memory, only when `req_notify_cq` has asked for it.
+    /// Reports completions.
     pub events: Arc<dyn CqEvents>,
 }
 
@@ -182,6 +256,12 @@ pub trait CqDriver: Any + Send + Sync {
     /// Asks for one event. Returns whether there are completions to poll already, which may have
     /// come before the call. Never sleeps.
     fn req_notify_cq(&self, notify: Notify) -> Result<bool>;
+
+    /// Changes the size, and the memory if the CQ lies in the consumer's: all that is pushed after
+    /// the return goes to the new memory, nothing goes to the old. May sleep.
+    fn resize(&self, _cx: &MaySleep, _cqe: u32, _memory: Option<Arc<dyn CqMemory>>) -> Result<()> {
+        Err(Error::Unsupported("CQ resize"))
+    }
 
     /// Ends the CQ. Returns when the driver no longer touches it. May sleep.
     fn destroy(&self, cx: &MaySleep) -> Result<()>;
@@ -249,6 +329,10 @@ pub struct QpInit {
     /// If given, the consumer keeps the send WQEs in a ring of its own: `post_send` may answer
     /// `QueueFull` before `max_send_wr` is reached, and `send_ready` follows.
     pub send_ready: Option<Arc<dyn SendReady>>,
+    /// Receive WQEs come from this SRQ, of this driver.
+    pub srq: Option<Arc<dyn SrqDriver>>,
+    /// XRC target: the domain, of this driver.
+    pub xrcd: Option<Arc<dyn XrcdDriver>>,
 }
 
 /// A queue pair.
@@ -259,8 +343,9 @@ pub trait QpDriver: Any + Send + Sync {
     /// Sizes given: at least what was wanted.
     fn cap(&self) -> QpCap;
 
-    /// Changes attributes. The midlayer has checked the transition and the mask (IBA 10.3.1, 11.2.4.2).
-    /// May sleep.
+    /// Changes attributes. The midlayer has checked the transition and the mask (IBA 10.3.1, 11.2.4.2)
+    /// against the state that it puts into `attr.cur_state`; a QP that has left that state by itself
+    /// since then answers `BadState`. May sleep.
     fn modify(&self, cx: &MaySleep, attr: &QpAttr, mask: QpAttrMask) -> Result<()>;
 
     /// The attributes as they are. May sleep.
@@ -289,6 +374,28 @@ pub trait QpDriver: Any + Send + Sync {
 
     /// The `RecvSource` has new WQEs (only if it was told that this is wanted). Never sleeps.
     fn recv_posted(&self);
+
+    /// Binds a memory window of type 1 (those of type 2 are bound by a work request); answers its new
+    /// key. The completion comes as of a work request with `wr_id` and `ticket`. Never sleeps.
+    fn bind_mw(
+        &self,
+        _mw: &Arc<dyn MwDriver>,
+        _wr_id: u64,
+        _ticket: u32,
+        _bind: &MwBind,
+    ) -> Result<RKey> {
+        Err(Error::Unsupported("memory windows"))
+    }
+
+    /// UD: receives what is sent to a multicast group. May sleep.
+    fn attach_mcast(&self, _cx: &MaySleep, _gid: &Gid, _lid: u16) -> Result<()> {
+        Err(Error::Unsupported("multicast"))
+    }
+
+    /// Undoes `attach_mcast`. May sleep.
+    fn detach_mcast(&self, _cx: &MaySleep, _gid: &Gid, _lid: u16) -> Result<()> {
+        Err(Error::Unsupported("multicast"))
+    }
 }
 
 /// A part of an HCA that needs CPU time. One thread at a time polls it.

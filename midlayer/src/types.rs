@@ -164,6 +164,20 @@ code!(
         Uc = 3,
         /// Unreliable datagram.
         Ud = 4,
+        /// Initiator of an extended reliable connection: sends only.
+        XrcIni = 9,
+        /// Target of an extended reliable connection: receives into SRQs only.
+        XrcTgt = 10,
+    }
+);
+
+code!(
+    /// Kind of a memory window (IBA 10.6.7.2.1), numbered as in libibverbs.
+    MwType {
+        /// Bound by `bind_mw`, to any QP of the PD.
+        Type1 = 1,
+        /// Bound by a BIND_MW work request, to one QP, with a key whose tag the consumer chooses.
+        Type2 = 2,
     }
 );
 

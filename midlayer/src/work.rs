@@ -2,7 +2,12 @@
 //! Work requests and completions. A work request borrows what it points to: a driver that can't
 //! carry it out at once copies what it needs.
 
-use crate::types::{LKey, Qpn, RKey, WcOpcode, WcStatus, WrOpcode};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::driver::AhDriver;
+use crate::memory::UserMemory;
+use crate::types::{Access, LKey, Qpn, RKey, WcOpcode, WcStatus, WrOpcode};
 
 /// Most SGEs in any work request.
 pub const MAX_SGE: usize = 30;
@@ -43,6 +48,61 @@ pub enum SendData<'a> {
     Sges(&'a [Sge]),
     /// Here; read before `post_send` returns.
     Inline(&'a [u8]),
+    /// REG_MR: what to put behind the key of an MR of `alloc_mr`.
+    Reg(&'a RegMr),
+    /// BIND_MW: what a memory window of type 2 shows.
+    Bind(&'a MwBind),
+}
+
+/// A fast registration (IBA 10.6.3.3, 11.4.1.1): the work request REG_MR.
+#[derive(Clone)]
+pub struct RegMr {
+    /// The MR's key: its index, and the tag that the consumer chooses (low 8 bits).
+    pub key: LKey,
+    /// Rights of the memory under that key.
+    pub access: Access,
+    /// The memory; `start()` is the address of its first byte under the key.
+    pub memory: Arc<UserMemory>,
+}
+
+impl fmt::Debug for RegMr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (start, len) = (self.memory.start(), self.memory.len());
+        write!(f, "RegMr {{ key: {}, access: {:?}, {start:#x} + {len:#x} }}", self.key, self.access)
+    }
+}
+
+/// What a memory window shows (IBA 10.6.7.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MwBind {
+    /// Type 2: the window's key, with the tag that the consumer chooses. Type 1: the window's key as
+    /// it is; the bind changes it.
+    pub rkey: RKey,
+    /// The MR that holds the memory.
+    pub lkey: LKey,
+    /// First byte, in the MR's address space.
+    pub addr: u64,
+    /// Bytes; 0 takes everything away.
+    pub length: u64,
+    /// Rights: remote ones, and `ZERO_BASED`.
+    pub access: Access,
+}
+
+/// Where a datagram goes (UD).
+#[derive(Clone, Copy)]
+pub struct UdDest<'a> {
+    /// The path.
+    pub ah: &'a dyn AhDriver,
+    /// The QP at the peer.
+    pub qpn: Qpn,
+    /// Its Q_Key; with bit 31 set the sending QP's own is taken (IBA 10.2.5).
+    pub qkey: u32,
+}
+
+impl fmt::Debug for UdDest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UdDest {{ qpn: {}, qkey: {:#x} }}", self.qpn, self.qkey)
+    }
 }
 
 /// A send work request (IBA 11.4.1.1).
@@ -69,6 +129,8 @@ pub struct SendWr<'a> {
     pub compare_add: u64,
     /// Compare and swap: the value to store.
     pub swap: u64,
+    /// UD: the destination.
+    pub ud: Option<UdDest<'a>>,
 }
 
 /// A receive work request (IBA 11.4.1.2).
