@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Completion queues: poll, arm, wait. Poll makes no system call, takes no lock and allocates
+//! nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use virtio_rdma_abi::event::CompEvent;
+use virtio_rdma_abi::ring::{CQ_RING_OFFSET, CQE_BYTES, CqDeviceLine, CqGuestLine};
+
+use crate::error::Error;
+use crate::mapping::full_fence;
+use crate::memory::Buffer;
+use crate::queues::Queues;
+use crate::uar::QpTable;
+use crate::wr::Wc;
+
+const GUEST_LINE: usize = 0;
+const DEVICE_LINE: usize = size_of::<CqGuestLine>();
+const CONSUMER: usize = GUEST_LINE + std::mem::offset_of!(CqGuestLine, consumer);
+const ARM: usize = GUEST_LINE + std::mem::offset_of!(CqGuestLine, arm);
+const FIRED: usize = DEVICE_LINE + std::mem::offset_of!(CqDeviceLine, fired);
+const STATE: usize = DEVICE_LINE + std::mem::offset_of!(CqDeviceLine, state);
+
+/// A completion queue. If it is dropped without `Driver::destroy_cq`, the device keeps it, and its
+/// memory stays allocated, as after a crash of the process.
+#[derive(Debug)]
+pub struct Cq {
+    cqn: u32,
+    vector: u32,
+    buffer: Buffer,
+    /// Slots are `2^shift`.
+    shift: u32,
+    /// Free-running count of CQEs polled.
+    polled: u32,
+    arm_sequence: u32,
+    qps: Arc<QpTable>,
+    queues: Arc<Queues>,
+}
+
+impl Cq {
+    pub(crate) fn new(
+        cqn: u32,
+        vector: u32,
+        entries: u32,
+        buffer: Buffer,
+        qps: Arc<QpTable>,
+        queues: Arc<Queues>,
+    ) -> Self {
+        buffer.set_with_device(true);
+        Self {
+            cqn,
+            vector,
+            buffer,
+            shift: entries.trailing_zeros(),
+            polled: 0,
+            arm_sequence: 0,
+            qps,
+            queues,
+        }
+    }
+
+    /// Bytes of a CQ's buffer.
+    pub(crate) fn bytes(entries: u32) -> usize {
+        CQ_RING_OFFSET as usize + CQE_BYTES as usize * entries as usize
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.cqn
+    }
+
+    /// Its slots.
+    pub fn entries(&self) -> u32 {
+        1 << self.shift
+    }
+
+    /// Its memory, for hostile tests.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// `CQ_STATE_*`, as the device says.
+    pub fn state(&self) -> u32 {
+        self.buffer.load_u32(STATE)
+    }
+
+    /// The last arm word that got its event, as the device says.
+    pub fn fired(&self) -> u32 {
+        self.buffer.load_u32(FIRED)
+    }
+
+    /// Takes completions off the ring, as many as there are and `out` has room for.
+    #[inline]
+    pub fn poll(&mut self, out: &mut [Wc]) -> usize {
+        let mut count = 0;
+        while count < out.len() {
+            let Some(wc) = self.next() else { break };
+            out[count] = wc;
+            count += 1;
+        }
+        if count > 0 {
+            self.store_consumer();
+        }
+        count
+    }
+
+    /// Takes one completion off the ring.
+    #[inline]
+    pub fn poll_one(&mut self) -> Option<Wc> {
+        let wc = self.next()?;
+        self.store_consumer();
+        Some(wc)
+    }
+
+    /// Takes one completion and does not tell the device: the ring fills up, for tests of overflow.
+    pub fn poll_silently(&mut self) -> Option<Wc> {
+        self.next()
+    }
+
+    #[inline]
+    fn store_consumer(&self) {
+        self.buffer.map().u32(CONSUMER).store(self.polled, Ordering::Release);
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Wc> {
+        let slot = self.polled & ((1 << self.shift) - 1);
+        let at = CQ_RING_OFFSET as usize + slot as usize * CQE_BYTES as usize;
+        let lap = u64::from(self.polled >> self.shift);
+        // The phase is bit 0 of the line's last byte.
+        let line = self.buffer.map().load_line(at, |last| (last >> 56) & 1 == (lap & 1) ^ 1)?;
+        self.polled = self.polled.wrapping_add(1);
+        let wc = Wc::from_line(line);
+        if let Some(freed) = self.qps.get(wc.qpn) {
+            let count = if wc.is_send() { &freed.sq } else { &freed.rq };
+            count.store(wc.wqe_count, Ordering::Release);
+        }
+        Some(wc)
+    }
+
+    /// Polls until `count` completions are there. An error, if the time-out comes first.
+    pub fn poll_for(&mut self, count: usize, timeout: Duration) -> Result<Vec<Wc>, Error> {
+        let mut found = Vec::with_capacity(count);
+        let deadline = Instant::now() + timeout;
+        let mut idle = 0_u32;
+        while found.len() < count {
+            if let Some(wc) = self.poll_one() {
+                found.push(wc);
+                idle = 0;
+                continue;
+            }
+            idle += 1;
+            if idle > 2000 {
+                if Instant::now() > deadline {
+                    return Err(Error::Timeout { what: "a completion", waited: timeout });
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        Ok(found)
+    }
+
+    /// The next completion. An error, if the time-out comes first.
+    pub fn wait_one(&mut self, timeout: Duration) -> Result<Wc, Error> {
+        Ok(self.poll_for(1, timeout)?[0])
+    }
+
+    /// Asks for an event at the next completion (`req_notify_cq`). The caller polls once more
+    /// before it waits.
+    #[inline]
+    pub fn arm(&mut self, solicited_only: bool) {
+        self.arm_sequence = self.arm_sequence.wrapping_add(1);
+        let word = self.arm_sequence << 1 | u32::from(solicited_only);
+        self.buffer.map().u32(ARM).store(word, Ordering::Release);
+        full_fence();
+    }
+
+    /// The arm word now in force.
+    pub fn arm_word(&self) -> u32 {
+        self.buffer.load_u32(ARM)
+    }
+
+    /// Waits for an event of this CQ; `None` at the time-out.
+    pub fn wait_event(&self, timeout: Duration) -> Result<Option<CompEvent>, Error> {
+        self.queues.next_comp_event(self.vector, timeout, |event| event.cqn.get() == self.cqn)
+    }
+
+    /// Drops the completions of a QP that are in the ring, as a driver does when it destroys or
+    /// resets one, and returns the others.
+    pub fn clean(&mut self, qpn: u32) -> Vec<Wc> {
+        std::iter::from_fn(|| self.poll_one()).filter(|wc| wc.qpn != qpn).collect()
+    }
+}

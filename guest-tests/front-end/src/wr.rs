@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Work requests and work completions, as a consumer of verbs sees them.
+
+use virtio_rdma_abi::ring::{self, Cqe, Sge};
+use zerocopy::transmute;
+
+/// Access rights of MRs and QPs.
+pub mod access {
+    pub use virtio_rdma_abi::control::{
+        ACCESS_LOCAL_WRITE as LOCAL_WRITE, ACCESS_REMOTE_READ as REMOTE_READ,
+        ACCESS_REMOTE_WRITE as REMOTE_WRITE,
+    };
+    /// Everything that a READ, WRITE or SEND may need.
+    pub const ALL: u32 = LOCAL_WRITE | REMOTE_WRITE | REMOTE_READ;
+}
+
+/// Where the data of a send work request is.
+#[derive(Clone, Copy, Debug)]
+pub enum Data<'a> {
+    /// In MRs.
+    Sges(&'a [Sge]),
+    /// In the WQE.
+    Inline(&'a [u8]),
+}
+
+/// A send work request: `ibv_send_wr`.
+#[derive(Clone, Copy, Debug)]
+pub struct SendWr<'a> {
+    /// Comes back in the completion.
+    pub wr_id: u64,
+    /// `WR_*`.
+    pub opcode: u8,
+    /// `SEND_*` without `SEND_INLINE`, which `data` says.
+    pub flags: u8,
+    /// Immediate data, as a number.
+    pub imm: u32,
+    /// Address at the peer.
+    pub remote_addr: u64,
+    /// Key at the peer.
+    pub rkey: u32,
+    /// The local side.
+    pub data: Data<'a>,
+}
+
+impl<'a> SendWr<'a> {
+    fn new(wr_id: u64, opcode: u8, sges: &'a [Sge]) -> Self {
+        let data = Data::Sges(sges);
+        Self { wr_id, opcode, flags: 0, imm: 0, remote_addr: 0, rkey: 0, data }
+    }
+
+    /// SEND.
+    pub fn send(wr_id: u64, sges: &'a [Sge]) -> Self {
+        Self::new(wr_id, ring::WR_SEND, sges)
+    }
+
+    /// RDMA WRITE to (address, rkey).
+    pub fn write(wr_id: u64, sges: &'a [Sge], remote: (u64, u32)) -> Self {
+        Self::new(wr_id, ring::WR_RDMA_WRITE, sges).remote(remote)
+    }
+
+    /// RDMA READ from (address, rkey).
+    pub fn read(wr_id: u64, sges: &'a [Sge], remote: (u64, u32)) -> Self {
+        Self::new(wr_id, ring::WR_RDMA_READ, sges).remote(remote)
+    }
+
+    /// With immediate data: a SEND or RDMA WRITE becomes one with immediate.
+    pub fn with_imm(mut self, imm: u32) -> Self {
+        self.opcode = match self.opcode {
+            ring::WR_RDMA_WRITE => ring::WR_RDMA_WRITE_WITH_IMM,
+            ring::WR_SEND => ring::WR_SEND_WITH_IMM,
+            other => other,
+        };
+        self.imm = imm;
+        self
+    }
+
+    /// With the data in the WQE, instead of SGEs.
+    pub fn inline(mut self, bytes: &'a [u8]) -> Self {
+        self.data = Data::Inline(bytes);
+        self
+    }
+
+    /// With a completion on success too.
+    pub fn signaled(mut self) -> Self {
+        self.flags |= ring::SEND_SIGNALED;
+        self
+    }
+
+    /// With a solicited event at the peer.
+    pub fn solicited(mut self) -> Self {
+        self.flags |= ring::SEND_SOLICITED;
+        self
+    }
+
+    /// After all READs before it.
+    pub fn fenced(mut self) -> Self {
+        self.flags |= ring::SEND_FENCE;
+        self
+    }
+
+    fn remote(mut self, (address, rkey): (u64, u32)) -> Self {
+        self.remote_addr = address;
+        self.rkey = rkey;
+        self
+    }
+}
+
+/// A work completion: `ibv_wc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wc {
+    /// Of the work request.
+    pub wr_id: u64,
+    /// `WC_*` status.
+    pub status: u8,
+    /// `WC_OP_*`.
+    pub opcode: u8,
+    /// `CQE_*` flags.
+    pub flags: u8,
+    /// Bytes received or read.
+    pub byte_len: u32,
+    /// Immediate data as a number; valid with `CQE_WITH_IMM`.
+    pub imm: u32,
+    /// The QP.
+    pub qpn: u32,
+    /// Free-running count of WQEs of that queue that are free now.
+    pub wqe_count: u32,
+    /// The device's own word about an error.
+    pub vendor_err: u32,
+}
+
+impl Wc {
+    #[inline]
+    pub(crate) fn from_line(line: [u64; 8]) -> Self {
+        let cqe: Cqe = transmute!(line);
+        Self {
+            wr_id: cqe.wr_id.get(),
+            status: cqe.status,
+            opcode: cqe.opcode,
+            flags: cqe.flags,
+            byte_len: cqe.byte_len.get(),
+            imm: cqe.imm.get().swap_bytes(),
+            qpn: cqe.qpn.get(),
+            wqe_count: cqe.wqe_count.get(),
+            vendor_err: cqe.vendor_err.get(),
+        }
+    }
+
+    /// Of a send queue; else of a receive queue.
+    pub fn is_send(&self) -> bool {
+        self.flags & ring::CQE_SEND_QUEUE != 0
+    }
+
+    /// Whether it succeeded.
+    pub fn is_success(&self) -> bool {
+        self.status == ring::WC_SUCCESS
+    }
+}
