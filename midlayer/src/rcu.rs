@@ -203,6 +203,28 @@ impl<T> Table<T> {
             .map_err(|_| back())
     }
 
+    /// Publishes another object under a number that is taken: readers see the one or the other,
+    /// never none. Returns the old one when no reader can be using it. If the number is free or out
+    /// of range, nothing is published, and the object comes back as the error. May sleep.
+    pub fn replace(&self, cx: &MaySleep, index: usize, object: Arc<T>) -> Result<Arc<T>, Arc<T>> {
+        let Some(cell) = self.cell(index) else { return Err(object) };
+        let raw = Arc::into_raw(object).cast_mut();
+        let mut old = cell.load(Ordering::Acquire);
+        while !old.is_null() {
+            match cell.compare_exchange(old, raw, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    synchronize(cx);
+                    // SAFETY: it was published as an `Arc`, it is unpublished now, and no reader is
+                    // left.
+                    return Ok(unsafe { Arc::from_raw(old) });
+                }
+                Err(now) => old = now,
+            }
+        }
+        // SAFETY: taken from an `Arc` above and never published.
+        Err(unsafe { Arc::from_raw(raw) })
+    }
+
     /// Unpublishes the object, and returns it when no reader can be using it. May sleep.
     pub fn remove(&self, cx: &MaySleep, index: usize) -> Option<Arc<T>> {
         let at = self.cell(index)?.swap(null_mut(), Ordering::AcqRel);
@@ -275,7 +297,9 @@ mod tests {
             assert!(table.insert(5000, Arc::new(8)).is_err(), "out of range");
             assert_eq!(table.get(2500, &enter()), Some(&7));
             assert_eq!(table.get(1, &enter()), None);
-            assert_eq!(table.remove(&cx, 2500).as_deref(), Some(&7));
+            assert_eq!(table.replace(&cx, 2500, Arc::new(9)).as_deref(), Ok(&7));
+            assert_eq!(table.replace(&cx, 2501, Arc::new(9)).as_deref(), Err(&Arc::new(9)));
+            assert_eq!(table.remove(&cx, 2500).as_deref(), Some(&9));
             assert_eq!(table.get(2500, &enter()), None);
             assert!(table.remove(&cx, 2500).is_none());
         })
