@@ -1,2 +1,88 @@
-//! The lab: builds guests, starts them with the daemon, runs the whole-system tests.
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The lab: builds guests, starts them with the daemon, runs programs in them, compares and
+//! tests. Called as `cargo lab …`; `cargo lab --help` tells more.
+
+mod cache;
+mod cli;
+mod command;
+mod cpio;
+mod daemon;
+mod fleet;
+mod guest;
+mod guest_root;
+mod host;
+mod kernels;
+mod network;
+mod programs;
+mod progress;
+mod roots;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::cache::Cache;
+use crate::cli::{Cli, Command, RunArguments, ShellArguments};
+use crate::fleet::{Job, Parts};
+
+fn main() -> ExitCode {
+    progress::elapsed();
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Run(arguments) => run(arguments),
+        Command::Shell(arguments) => shell(arguments),
+        Command::Demo(_) | Command::Test(_) => Ok(false),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cargo lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn open_cache() -> Result<Cache> {
+    host::ensure_packages()?;
+    Cache::open()
+}
+
+fn run(arguments: &RunArguments) -> Result<bool> {
+    let script = if arguments.command {
+        format!("#!/bin/bash\n{}\n", arguments.script).into_bytes()
+    } else {
+        std::fs::read(&arguments.script)
+            .with_context(|| format!("reading the script {}", arguments.script))?
+    };
+    let parts =
+        Parts::prepare(&open_cache()?, &arguments.guest.shape(usize::from(arguments.guests)))?;
+    let job = Job {
+        script,
+        arguments: arguments.arguments.clone(),
+        files: arguments.files.clone(),
+        commands: Vec::new(),
+    };
+    let outcome = parts.run(&job, Duration::from_secs(arguments.timeout), &mut print_line)?;
+    for (index, status) in outcome.statuses.iter().enumerate().filter(|(_, status)| **status != 0) {
+        progress::say(format_args!("guest{index}: the script failed with status {status}"));
+    }
+    Ok(outcome.success())
+}
+
+/// Prints a guest's line with its name. Who reads may have gone; the guests go on.
+fn print_line(guest: usize, line: &str) {
+    let mut output = std::io::stdout().lock();
+    let _ = writeln!(output, "[guest{guest}] {line}");
+    let _ = output.flush();
+}
+
+fn shell(arguments: &ShellArguments) -> Result<bool> {
+    let parts =
+        Parts::prepare(&open_cache()?, &arguments.guest.shape(usize::from(arguments.guests)))?;
+    parts.shell()?;
+    Ok(true)
+}

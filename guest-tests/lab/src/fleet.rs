@@ -1,0 +1,557 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guests together: everything they need is built, the daemon is started, they boot, all scripts
+//! start at once, barriers are kept, output is collected. How one guest is started is in `guest`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::Cache;
+use crate::command::{TAIL_LINES, tail};
+use crate::daemon::Daemon;
+use crate::guest::qemu::{self, Machine};
+use crate::guest::{Guest, Kind, Said, Wiring, ramdisk, uml};
+use crate::guest_root::{GuestRoot, guest_root};
+use crate::kernels::{self, Kernel, Release};
+use crate::network;
+use crate::programs::{self, ModuleFor};
+use crate::progress;
+
+/// How long the others may go on when a guest's script has failed.
+const GRACE: Duration = Duration::from_secs(15);
+/// How often a wait for guests looks whether the daemon still runs.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Which guests, and how big.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// What they run on.
+    pub kind: Kind,
+    /// Which Debian kernel QEMU guests boot.
+    pub release: Release,
+    /// How many (1 to 200).
+    pub guests: usize,
+    /// Virtual processors of each.
+    pub processors: u32,
+    /// Memory of each in MiB.
+    pub memory_mib: u32,
+    /// Completion vectors of each RDMA device.
+    pub vectors: u32,
+    /// Debian packages on top of the usual ones.
+    pub packages: Vec<String>,
+    /// Whether they have the RDMA device, and a daemon serves it.
+    pub rdma: bool,
+}
+
+/// What the guests do.
+#[derive(Debug, Clone, Default)]
+pub struct Job {
+    /// The program that every guest runs, with an interpreter line.
+    pub script: Vec<u8>,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Host files for the guests' `/root`.
+    pub files: Vec<PathBuf>,
+    /// Host programs for the guests' search path.
+    pub commands: Vec<PathBuf>,
+}
+
+/// Everything guests of a shape are made of, built.
+pub struct Parts {
+    shape: Shape,
+    root: GuestRoot,
+    agent: PathBuf,
+    engine: Engine,
+    module: Option<PathBuf>,
+    provider: Vec<(PathBuf, String)>,
+    daemon: Option<PathBuf>,
+}
+
+enum Engine {
+    Qemu { program: PathBuf, kernel: Kernel },
+    Uml { kernel: PathBuf },
+}
+
+/// How a run of all guests ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Each guest's exit status.
+    pub statuses: Vec<i32>,
+    /// Each guest's output.
+    pub lines: Vec<Vec<String>>,
+}
+
+impl Outcome {
+    /// Whether every script ended with success.
+    pub fn success(&self) -> bool {
+        self.statuses.iter().all(|status| *status == 0)
+    }
+}
+
+/// A boot that did not come to its end: worth one more try under emulation.
+#[derive(Debug)]
+struct BootFailed(String);
+
+impl std::fmt::Display for BootFailed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BootFailed {}
+
+impl Parts {
+    /// Builds, or finds in the cache, what guests of this shape need.
+    ///
+    /// # Errors
+    /// When something can't be built; what, and the end of the build's output, is in the message.
+    pub fn prepare(cache: &Cache, shape: &Shape) -> Result<Self> {
+        let root = guest_root(cache, &shape.packages)?;
+        let (engine, module_for) = match shape.kind {
+            Kind::Qemu => {
+                let kernel = kernels::debian_kernel(cache, shape.release)?;
+                let program = programs::qemu(cache)?;
+                (Engine::Qemu { program, kernel }, ModuleFor::Debian(shape.release))
+            }
+            Kind::Uml => {
+                let kernel = kernels::uml_tree(cache)?.join("build/linux");
+                (Engine::Uml { kernel }, ModuleFor::Uml)
+            }
+        };
+        let agent = programs::agent()?;
+        let (mut module, mut provider, mut daemon) = (None, Vec::new(), None);
+        if shape.rdma {
+            module = Some(programs::module(cache, module_for)?);
+            provider = programs::provider_files(&programs::provider(cache)?)?;
+            daemon = Some(programs::daemon()?);
+        }
+        Ok(Self { shape: shape.clone(), root, agent, engine, module, provider, daemon })
+    }
+
+    /// Boots the guests, runs `job` in each, and hands every line of output to `on_line` with the
+    /// guest's index. A boot that fails is tried once more, and that is said.
+    ///
+    /// # Errors
+    /// When guests don't boot, the daemon ends, or `limit` passes after the scripts' start. Scripts
+    /// that fail are no error here: see [`Outcome`].
+    pub fn run(
+        &self,
+        job: &Job,
+        limit: Duration,
+        on_line: &mut dyn FnMut(usize, &str),
+    ) -> Result<Outcome> {
+        match self.run_once(job, limit, on_line) {
+            Err(error) if error.is::<BootFailed>() => {
+                progress::say(format_args!("{error:#}"));
+                progress::say("a guest did not boot: trying all of them once more");
+                self.run_once(job, limit, on_line)
+            }
+            result => result,
+        }
+    }
+
+    fn run_once(
+        &self,
+        job: &Job,
+        limit: Duration,
+        on_line: &mut dyn FnMut(usize, &str),
+    ) -> Result<Outcome> {
+        let folder = RunFolder::make()?;
+        let mut daemon = self.start_daemon(&folder.path)?;
+        let (sender, events) = mpsc::channel();
+        let consoles: Vec<PathBuf> = (0..self.shape.guests)
+            .map(|index| folder.path.join(format!("console{index}.log")))
+            .collect();
+        let guests = self.boot(&folder.path, daemon.as_ref(), Some(job), &consoles, &sender)?;
+        drop(sender);
+        let mut run = Run {
+            states: guests.iter().map(|_| State::Booting).collect(),
+            lines: vec![Vec::new(); guests.len()],
+            guests,
+            barriers: BTreeMap::new(),
+            daemon: daemon.as_mut(),
+            consoles: &consoles,
+            on_line,
+        };
+        let result = run.boot_and_finish(&events, self.boot_patience(), limit);
+        let (guests, lines, states) = (run.guests, run.lines, run.states);
+        drop(guests);
+        let outcome = match result {
+            Ok(()) => Outcome { statuses: states.iter().map(State::status).collect(), lines },
+            Err(error) => return Err(folder.keep(error)),
+        };
+        if let Some(daemon) = daemon
+            && let Err(error) = daemon.stop()
+        {
+            return Err(folder.keep(error));
+        }
+        if !outcome.success() {
+            progress::say(format_args!("consoles and logs are kept in {}", folder.keep_path()));
+        }
+        Ok(outcome)
+    }
+
+    /// Boots the guests with the first one on the lab's own terminal, and waits for it to end.
+    ///
+    /// # Errors
+    /// When guests can't be started.
+    pub fn shell(&self) -> Result<()> {
+        let folder = RunFolder::make()?;
+        let daemon = self.start_daemon(&folder.path)?;
+        let (sender, events) = mpsc::channel();
+        let consoles: Vec<PathBuf> = (1..self.shape.guests)
+            .map(|index| folder.path.join(format!("console{index}.log")))
+            .collect();
+        let mut guests = self.boot(&folder.path, daemon.as_ref(), None, &consoles, &sender)?;
+        let mut ready = BTreeSet::new();
+        while let Ok((index, said)) = events.recv() {
+            match said {
+                Said::Ready => {
+                    ready.insert(index);
+                    if ready.len() == guests.len() {
+                        for guest in &mut guests {
+                            guest.tell("start")?;
+                        }
+                    }
+                }
+                Said::Output(line) => eprint!("[guest{index}] {line}\r\n"),
+                Said::Gone if index == 0 => break,
+                _ => {}
+            }
+        }
+        if let Some(first) = guests.first_mut() {
+            first.wait()?;
+        }
+        Ok(())
+    }
+
+    fn start_daemon(&self, folder: &Path) -> Result<Option<Daemon>> {
+        self.daemon
+            .as_ref()
+            .map(|program| Daemon::start(program, self.shape.guests, folder))
+            .transpose()
+    }
+
+    fn boot_patience(&self) -> Duration {
+        match self.shape.kind {
+            Kind::Qemu => Duration::from_secs(150),
+            Kind::Uml => Duration::from_secs(60),
+        }
+    }
+
+    /// Starts all guests. Those without a console of their own are on the lab's terminal.
+    fn boot(
+        &self,
+        folder: &Path,
+        daemon: Option<&Daemon>,
+        job: Option<&Job>,
+        consoles: &[PathBuf],
+        events: &mpsc::Sender<(usize, Said)>,
+    ) -> Result<Vec<Guest>> {
+        let on_terminal = self.shape.guests - consoles.len();
+        let mut guests = Vec::new();
+        for (index, network) in network::join(self.shape.guests)?.into_iter().enumerate() {
+            let (ours, theirs) = UnixStream::pair().context("making a line to a guest")?;
+            let wiring = Wiring {
+                network,
+                line: theirs.into(),
+                rdma_socket: daemon.map(|daemon| daemon.sockets[index].clone()),
+                console: index.checked_sub(on_terminal).map(|place| consoles[place].clone()),
+            };
+            let image = folder.join(format!("ramdisk{index}"));
+            let contents = self.ramdisk(index, job, wiring.console.is_none())?;
+            fs::write(&image, ramdisk::pack(&contents)?)?;
+            let command = match &self.engine {
+                Engine::Qemu { program, kernel } => {
+                    let machine = Machine {
+                        program: program.clone(),
+                        processors: self.shape.processors,
+                        memory_mib: self.shape.memory_mib,
+                        vectors: self.shape.vectors,
+                    };
+                    qemu::command(&machine, kernel, &self.root, &image, index, &wiring)
+                }
+                Engine::Uml { kernel } => uml::command(
+                    kernel,
+                    self.shape.processors,
+                    self.shape.memory_mib,
+                    &image,
+                    folder,
+                    index,
+                    &wiring,
+                ),
+            };
+            guests.push(Guest::start(command, wiring, ours, index, events.clone())?);
+        }
+        Ok(guests)
+    }
+
+    fn ramdisk(&self, index: usize, job: Option<&Job>, terminal: bool) -> Result<ramdisk::Contents> {
+        let count = self.shape.guests;
+        let mut settings: Vec<(String, String)> = Vec::new();
+        let mut set = |key: &str, value: String| settings.push((key.to_owned(), value));
+        set("index", index.to_string());
+        set("address", network::address(index));
+        set("mtu", network::MTU.to_string());
+        set("rdma", if self.shape.rdma { "yes" } else { "no" }.to_owned());
+        set("env.GUEST_INDEX", index.to_string());
+        set("env.GUEST_COUNT", count.to_string());
+        set("env.GUEST_KIND", self.shape.kind.to_string());
+        set("env.ADDR", network::address(index));
+        let others = (1..count).map(|step| network::address((index + step) % count));
+        set("env.PEER_ADDRS", others.collect::<Vec<_>>().join(" "));
+        set("env.PEER_ADDR", network::address((index + 1) % count));
+        for other in 0..count {
+            set(&format!("env.ADDR_{other}"), network::address(other));
+        }
+        let mut boot_modules = Vec::new();
+        match &self.engine {
+            Engine::Qemu { kernel, .. } => {
+                for optional in qemu::OPTIONAL_BOOT_MODULES {
+                    boot_modules.extend(kernel.modules_in_order(&[optional]).unwrap_or_default());
+                }
+                boot_modules.extend(kernel.modules_in_order(qemu::BOOT_MODULES)?);
+                set("channel", format!("virtio:{}", qemu::LINE));
+                set("netdev", "eth0".to_owned());
+                if terminal {
+                    set("terminal", "/dev/ttyS0".to_owned());
+                }
+            }
+            Engine::Uml { .. } => {
+                set("root.directory", self.root.directory.display().to_string());
+                set("channel", uml::LINE.to_owned());
+                set("netdev", uml::NETDEV.to_owned());
+                // perftest wants a "cpu MHz" line, which UML's own file lacks.
+                set("cpuinfo", "/lab/files/cpuinfo".to_owned());
+                if terminal {
+                    set("terminal", "/dev/tty0".to_owned());
+                }
+            }
+        }
+        if terminal {
+            set("env.TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned()));
+        }
+        let mut files = named(job.map_or(&[][..], |job| &job.files));
+        files.push((PathBuf::from("/proc/cpuinfo"), "cpuinfo".to_owned()));
+        let script = match job {
+            Some(job) if !terminal => Some((job.script.clone(), job.arguments.clone())),
+            _ if !terminal => Some((b"#!/bin/sh\nexec sleep infinity\n".to_vec(), Vec::new())),
+            _ => None,
+        };
+        Ok(ramdisk::Contents {
+            settings,
+            agent: self.agent.clone(),
+            boot_modules,
+            modules: self.module.iter().cloned().collect(),
+            script,
+            files,
+            overlay: self.provider.clone(),
+            commands: named(job.map_or(&[][..], |job| &job.commands)),
+        })
+    }
+}
+
+/// Host paths with their file names.
+fn named(paths: &[PathBuf]) -> Vec<(PathBuf, String)> {
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    paths.iter().map(|path| (path.clone(), name(path))).collect()
+}
+
+/// A folder for one run's sockets, consoles and logs; short-named, for Unix sockets' sake.
+struct RunFolder {
+    guard: Option<tempfile::TempDir>,
+    path: PathBuf,
+}
+
+impl RunFolder {
+    fn make() -> Result<Self> {
+        let guard = tempfile::Builder::new().prefix("vhost-rdma-").tempdir()?;
+        let path = guard.path().to_owned();
+        Ok(Self { guard: Some(guard), path })
+    }
+
+    fn keep_path(mut self) -> String {
+        if let Some(guard) = self.guard.take() {
+            let path = guard.keep();
+            // What helps later is text; RAM disks are many megabytes.
+            for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with("ramdisk") {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
+        self.path.display().to_string()
+    }
+
+    fn keep(self, error: anyhow::Error) -> anyhow::Error {
+        // BootFailed must stay findable in the chain, so the place goes behind it.
+        if error.is::<BootFailed>() {
+            return BootFailed(format!("{error:#}(logs: {})", self.keep_path())).into();
+        }
+        error.context(format!("the run failed; its logs are in {}", self.keep_path()))
+    }
+}
+
+enum State {
+    Booting,
+    Ready,
+    Running,
+    Ended(i32),
+}
+
+impl State {
+    fn status(&self) -> i32 {
+        match self {
+            Self::Ended(status) => *status,
+            _ => -1,
+        }
+    }
+
+    fn is_ended(&self) -> bool {
+        matches!(self, Self::Ended(_))
+    }
+}
+
+/// The guests of one run with what is known of them.
+struct Run<'run> {
+    guests: Vec<Guest>,
+    states: Vec<State>,
+    lines: Vec<Vec<String>>,
+    /// Which guests wait where.
+    barriers: BTreeMap<String, BTreeSet<usize>>,
+    daemon: Option<&'run mut Daemon>,
+    consoles: &'run [PathBuf],
+    on_line: &'run mut dyn FnMut(usize, &str),
+}
+
+impl Run<'_> {
+    fn boot_and_finish(
+        &mut self,
+        events: &Receiver<(usize, Said)>,
+        boot_patience: Duration,
+        limit: Duration,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let boot_until = begun + boot_patience;
+        while self.states.iter().any(|state| matches!(state, State::Booting)) {
+            if !self.next(events, boot_until)? {
+                let slow: Vec<usize> = (0..self.guests.len())
+                    .filter(|index| matches!(self.states[*index], State::Booting))
+                    .collect();
+                let what = format!("not up after {} s", boot_patience.as_secs());
+                return Err(self.boot_failed(slow[0], &what));
+            }
+        }
+        progress::say(format_args!(
+            "{} guests are up after {:.1} s",
+            self.guests.len(),
+            begun.elapsed().as_secs_f64()
+        ));
+        for (guest, state) in self.guests.iter_mut().zip(&mut self.states) {
+            if matches!(state, State::Ready) {
+                *state = State::Running;
+                guest.tell("start")?;
+            }
+        }
+        let mut until = Instant::now() + limit;
+        let mut failed = None;
+        while !self.states.iter().all(State::is_ended) {
+            if failed.is_none()
+                && let Some(index) =
+                    self.states.iter().position(|state| !matches!(state.status(), 0 | -1))
+            {
+                failed = Some(index);
+                until = until.min(Instant::now() + GRACE);
+            }
+            if self.next(events, until)? {
+                continue;
+            }
+            let running: Vec<String> = (0..self.guests.len())
+                .filter(|index| !self.states[*index].is_ended())
+                .map(|index| format!("guest{index}"))
+                .collect();
+            let running = running.join(", ");
+            if let Some(index) = failed {
+                progress::say(format_args!(
+                    "guest{index}'s script failed ({}); stopping {running}",
+                    self.states[index].status()
+                ));
+                return Ok(());
+            }
+            bail!("time-out after {} s; still running: {running}", limit.as_secs());
+        }
+        for guest in &mut self.guests {
+            guest.wait_off(Duration::from_secs(5));
+        }
+        Ok(())
+    }
+
+    /// Handles one event; false when `until` passes without one.
+    fn next(&mut self, events: &Receiver<(usize, Said)>, until: Instant) -> Result<bool> {
+        let (index, said) = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match events.recv_timeout(left.min(LOOK)) {
+                Ok(event) => break event,
+                Err(RecvTimeoutError::Timeout) if left > LOOK => {
+                    if let Some(daemon) = &mut self.daemon {
+                        daemon.check()?;
+                    }
+                }
+                Err(_) => return Ok(false),
+            }
+        };
+        match said {
+            Said::Ready => self.states[index] = State::Ready,
+            Said::Output(line) => {
+                (self.on_line)(index, &line);
+                self.lines[index].push(line);
+            }
+            Said::Barrier(name) => self.arrive(index, name),
+            Said::Exit(status) => self.end(index, status),
+            Said::Gone => match self.states[index] {
+                State::Booting => return Err(self.boot_failed(index, "stopped while it booted")),
+                State::Ended(_) => {}
+                _ => bail!("guest{index} stopped; its console ends:\n{}", self.console(index)),
+            },
+        }
+        Ok(true)
+    }
+
+    fn arrive(&mut self, index: usize, name: String) {
+        if self.states.iter().any(State::is_ended) {
+            let _ = self.guests[index].tell(&format!("broken {name}"));
+            return;
+        }
+        let waiting = self.barriers.entry(name.clone()).or_default();
+        waiting.insert(index);
+        if waiting.len() == self.guests.len() {
+            self.barriers.remove(&name);
+            for guest in &mut self.guests {
+                let _ = guest.tell(&format!("go {name}"));
+            }
+        }
+    }
+
+    fn end(&mut self, index: usize, status: i32) {
+        // A guest that could not be set up ends without having run.
+        self.states[index] = State::Ended(status);
+        for (name, waiting) in std::mem::take(&mut self.barriers) {
+            for other in waiting {
+                let _ = self.guests[other].tell(&format!("broken {name}"));
+            }
+        }
+    }
+
+    fn boot_failed(&self, index: usize, what: &str) -> anyhow::Error {
+        BootFailed(format!("guest{index}: {what}; its console ends:\n{}", self.console(index))).into()
+    }
+
+    fn console(&self, index: usize) -> String {
+        self.consoles.get(index).map_or_else(String::new, |console| tail(console, TAIL_LINES))
+    }
+}
