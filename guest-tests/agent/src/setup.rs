@@ -28,7 +28,10 @@ pub fn run() -> Result<()> {
     mount_all()?;
     // SAFETY: no other thread exists yet that could read the environment.
     unsafe {
-        std::env::set_var("PATH", "/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        std::env::set_var(
+            "PATH",
+            "/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        );
         std::env::set_var("HOME", "/root");
     }
     let (lab, from_lab) = channel::open(job.get("channel")?)?;
@@ -58,9 +61,12 @@ fn mount_all() -> Result<()> {
     }
     let _ = sys::mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "");
     let _ = sys::mount("debugfs", "/sys/kernel/debug", "debugfs", 0, "");
-    for (place, target) in
-        [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1"), ("/dev/stderr", "fd/2")]
-    {
+    for (place, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "fd/0"),
+        ("/dev/stdout", "fd/1"),
+        ("/dev/stderr", "fd/2"),
+    ] {
         let _ = symlink(target, place);
     }
     Ok(())

@@ -24,7 +24,13 @@ fn check(what: &str, result: libc::c_long) -> Result<()> {
 }
 
 /// Mounts `source` at `target`, which is made if it isn't there.
-pub fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> Result<()> {
+pub fn mount(
+    source: &str,
+    target: &str,
+    kind: &str,
+    flags: libc::c_ulong,
+    data: &str,
+) -> Result<()> {
     let _ = std::fs::create_dir_all(target);
     let (source, place, kind, data) =
         (c_string(source)?, c_string(target)?, c_string(kind)?, c_string(data)?);
@@ -43,8 +49,14 @@ pub fn switch_root(new: &str) -> Result<()> {
     unsafe {
         check(
             "moving the root",
-            libc::mount(dot.as_ptr(), slash.as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null())
-                .into(),
+            libc::mount(
+                dot.as_ptr(),
+                slash.as_ptr(),
+                std::ptr::null(),
+                libc::MS_MOVE,
+                std::ptr::null(),
+            )
+            .into(),
         )?;
         check("chroot", libc::chroot(dot.as_ptr()).into())?;
     }

@@ -48,8 +48,7 @@ impl Key {
         files.sort();
         for file in files {
             let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
-            let content =
-                fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+            let content = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
             self = self.text(&name);
             self.0.update((content.len() as u64).to_le_bytes());
             self.0.update(&content);

@@ -291,7 +291,12 @@ impl Parts {
         Ok(guests)
     }
 
-    fn ramdisk(&self, index: usize, job: Option<&Job>, terminal: bool) -> Result<ramdisk::Contents> {
+    fn ramdisk(
+        &self,
+        index: usize,
+        job: Option<&Job>,
+        terminal: bool,
+    ) -> Result<ramdisk::Contents> {
         let count = self.shape.guests;
         let mut settings: Vec<(String, String)> = Vec::new();
         let mut set = |key: &str, value: String| settings.push((key.to_owned(), value));
@@ -548,7 +553,8 @@ impl Run<'_> {
     }
 
     fn boot_failed(&self, index: usize, what: &str) -> anyhow::Error {
-        BootFailed(format!("guest{index}: {what}; its console ends:\n{}", self.console(index))).into()
+        BootFailed(format!("guest{index}: {what}; its console ends:\n{}", self.console(index)))
+            .into()
     }
 
     fn console(&self, index: usize) -> String {

@@ -98,10 +98,7 @@ pub fn debian_kernel(cache: &Cache, release: Release) -> Result<Kernel> {
         std::os::unix::fs::symlink("usr/lib", tree.join("lib"))?;
         run_logged(Command::new("depmod").arg("-b").arg(&tree).arg(&version), log)?;
         fs::remove_file(tree.join("lib"))?;
-        run_logged(
-            Command::new("mkfs.erofs").arg(place.join("modules.erofs")).arg(&tree),
-            log,
-        )
+        run_logged(Command::new("mkfs.erofs").arg(place.join("modules.erofs")).arg(&tree), log)
     })?;
     Ok(Kernel {
         image: place.join("vmlinuz"),
@@ -117,15 +114,17 @@ impl Kernel {
     /// # Errors
     /// When the kernel's own lists can't be read, or name neither module nor built-in.
     pub fn modules_in_order(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
-        let depends = fs::read_to_string(self.modules.join("modules.dep"))
-            .context("reading modules.dep")?;
+        let depends =
+            fs::read_to_string(self.modules.join("modules.dep")).context("reading modules.dep")?;
         let builtin = fs::read_to_string(self.modules.join("modules.builtin"))
             .context("reading modules.builtin")?;
         let mut order: Vec<&str> = Vec::new();
         for name in wanted {
             let is_it = |path: &str| module_name(path) == *name;
-            let Some((file, needs)) =
-                depends.lines().filter_map(|line| line.split_once(':')).find(|(file, _)| is_it(file))
+            let Some((file, needs)) = depends
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(file, _)| is_it(file))
             else {
                 if builtin.lines().any(is_it) {
                     continue;

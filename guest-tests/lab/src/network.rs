@@ -55,7 +55,8 @@ pub fn join(guests: usize) -> Result<Vec<OwnedFd>> {
                 Ok(vec![one.into(), other.into()])
             }
             _ => {
-                let pairs = (0..guests).map(|_| UnixDatagram::pair()).collect::<io::Result<Vec<_>>>()?;
+                let pairs =
+                    (0..guests).map(|_| UnixDatagram::pair()).collect::<io::Result<Vec<_>>>()?;
                 let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
                 std::thread::spawn(move || switch(&ours));
                 Ok(theirs.into_iter().map(OwnedFd::from).collect())

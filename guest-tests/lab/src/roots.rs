@@ -85,7 +85,9 @@ impl BuildRoot {
             command.arg(host).arg(inside);
         }
         // A build in the root must not be led astray by the host's environment.
-        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", "/root").env("LC_ALL", "C.UTF-8");
         run_logged(&mut command, log)
     }
@@ -103,7 +105,8 @@ impl BuildRoot {
 }
 
 fn make(cache: &Cache, recipe: &Recipe) -> Result<BuildRoot> {
-    let mut key = Key::of("build root 1").text(recipe.suite).text(recipe.packages).text(recipe.hook);
+    let mut key =
+        Key::of("build root 1").text(recipe.suite).text(recipe.packages).text(recipe.hook);
     for (kind, suite) in recipe.sources {
         key = key.text(kind).text(suite);
     }
@@ -112,10 +115,7 @@ fn make(cache: &Cache, recipe: &Recipe) -> Result<BuildRoot> {
         let hook = place.with_extension("hook");
         std::fs::write(&hook, recipe.hook)?;
         let mut command = mmdebstrap(recipe.packages);
-        command.arg(format!(
-            "--customize-hook=chroot \"$1\" sh -eux < '{}'",
-            hook.display()
-        ));
+        command.arg(format!("--customize-hook=chroot \"$1\" sh -eux < '{}'", hook.display()));
         command.arg(recipe.suite).arg(place);
         for (kind, suite) in recipe.sources {
             command.arg(format!("{kind} {mirror} {suite} main"));
