@@ -7,7 +7,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// A range of this process's address space that holds consumer memory.
 ///
@@ -218,16 +218,27 @@ impl UserMemory {
     /// The 64-bit word at `addr`, for atomic operations by the HCA. `None` if it is not aligned to 8
     /// bytes or out of range. The word is in the host's byte order.
     pub fn with_atomic<R>(&self, addr: u64, f: impl FnOnce(&AtomicU64) -> R) -> Option<R> {
-        if !self.contains(addr, 8) {
-            return None;
-        }
-        let (at, len) = self.locate(addr - self.start);
-        if len < 8 || !(at as usize).is_multiple_of(8) {
-            return None;
-        }
-        // SAFETY: 8 aligned bytes of a live mapping; others may access them at any time, as atomics
-        // allow. The reference ends with the call.
-        Some(f(unsafe { AtomicU64::from_ptr(at.cast()) }))
+        self.atomic_u64(addr).map(f)
+    }
+
+    /// The aligned 64-bit word at `addr`, for rings that the consumer shares: valid while `self` lives,
+    /// written by others at any time. In the consumer's byte order. Never sleeps.
+    pub fn atomic_u64(&self, addr: u64) -> Option<&AtomicU64> {
+        let at = self.aligned(addr, 8)?;
+        // SAFETY: 8 aligned bytes of a mapping that lives as long as `self`.
+        Some(unsafe { AtomicU64::from_ptr(at.cast()) })
+    }
+
+    /// As `atomic_u64`, of 32 bits.
+    pub fn atomic_u32(&self, addr: u64) -> Option<&AtomicU32> {
+        let at = self.aligned(addr, 4)?;
+        // SAFETY: 4 aligned bytes of a mapping that lives as long as `self`.
+        Some(unsafe { AtomicU32::from_ptr(at.cast()) })
+    }
+
+    fn aligned(&self, addr: u64, bytes: u64) -> Option<*mut u8> {
+        let at = self.host_address(addr, bytes)?;
+        (at as usize).is_multiple_of(bytes as usize).then_some(at)
     }
 
     /// The host address of `len` bytes that are contiguous in the host, for rings. It is valid while

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The completion queue: writes CQEs where the driver polls them, and tells whether it armed the CQ.
+
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use rdma_midlayer::driver::Overflow;
+use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::types::WcStatus;
+use rdma_midlayer::work::WorkCompletion;
+use virtio_rdma_abi::ring::{
+    CQ_RING_OFFSET, CQ_STATE_OVERFLOW, CQE_BYTES, CQE_SEND_QUEUE, CqDeviceLine, CqGuestLine, Cqe,
+};
+use zerocopy::IntoBytes;
+
+use super::{Count, phase_of};
+
+const CONSUMER: u64 = offset_of!(CqGuestLine, consumer) as u64;
+const ARM: u64 = offset_of!(CqGuestLine, arm) as u64;
+const DEVICE_LINE: u64 = size_of::<CqGuestLine>() as u64;
+const FIRED: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, fired) as u64;
+const STATE: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, state) as u64;
+const LAST_WORD: usize = offset_of!(Cqe, qpn);
+
+/// A completion queue in guest memory.
+pub struct CqRing {
+    memory: Arc<UserMemory>,
+    entries: u32,
+    produced: AtomicU32,
+    /// The driver's consumer count when last looked at; it is read again only when the ring seems
+    /// full.
+    consumed: AtomicU32,
+    fired: AtomicU32,
+    counts: Counts,
+}
+
+/// What went into a CQ since it was created.
+#[derive(Default)]
+pub struct Counts {
+    /// CQEs.
+    pub completions: Count,
+    /// CQEs with an error other than a flush.
+    pub errors: Count,
+    /// Bytes received.
+    pub rx_bytes: Count,
+}
+
+impl CqRing {
+    /// Bytes of the buffer of a ring of `entries` slots.
+    pub fn bytes(entries: u32) -> u64 {
+        u64::from(CQ_RING_OFFSET) + u64::from(entries) * u64::from(CQE_BYTES)
+    }
+
+    /// A ring of a power of two of slots, in memory of at least `bytes(entries)`.
+    pub fn new(memory: Arc<UserMemory>, entries: u32) -> Self {
+        Self {
+            memory,
+            entries,
+            produced: AtomicU32::new(0),
+            consumed: AtomicU32::new(0),
+            fired: AtomicU32::new(0),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Writes a CQE. One thread at a time.
+    ///
+    /// # Errors
+    /// `Overflow` if the driver has not polled enough; it can read that in the CQ's state too.
+    pub fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
+        let n = self.produced.load(Ordering::Relaxed);
+        if !self.has_room(n) {
+            if let Some(state) = self.memory.atomic_u32(STATE) {
+                state.store(CQ_STATE_OVERFLOW.to_le(), Ordering::Release);
+            }
+            return Err(Overflow);
+        }
+        let recv = wc.opcode.is_recv();
+        let cqe = Cqe {
+            wr_id: wc.wr_id.into(),
+            wqe_count: wc.ticket.into(),
+            byte_len: wc.byte_len.into(),
+            imm: wc.imm.into(),
+            src_qpn: wc.src_qpn.0.into(),
+            vendor_err: wc.vendor_err.into(),
+            qpn: wc.qpn.0.into(),
+            status: wc.status.code(),
+            opcode: wc.opcode.code(),
+            flags: wc.flags.0 | if recv { 0 } else { CQE_SEND_QUEUE },
+            phase: phase_of(n, self.entries) as u8,
+            ..Default::default()
+        };
+        let at =
+            u64::from(CQ_RING_OFFSET) + u64::from(n & (self.entries - 1)) * u64::from(CQE_BYTES);
+        let (body, last) = cqe.as_bytes().split_at(LAST_WORD);
+        let last = last.as_chunks::<8>().0.first().copied().unwrap_or_default();
+        self.memory.write(at, body).map_err(|_| Overflow)?;
+        let word = self.memory.atomic_u64(at + LAST_WORD as u64).ok_or(Overflow)?;
+        AtomicU64::store(word, u64::from_ne_bytes(last), Ordering::Release);
+        self.produced.store(n.wrapping_add(1), Ordering::Relaxed);
+        self.counts.completions.add(1);
+        match wc.status {
+            WcStatus::Success if recv => self.counts.rx_bytes.add(wc.byte_len.into()),
+            WcStatus::Success | WcStatus::WrFlushErr => {}
+            _ => self.counts.errors.add(1),
+        }
+        Ok(())
+    }
+
+    /// A driver that lets its count jump has a full ring, or overwrites its own CQEs.
+    fn has_room(&self, n: u32) -> bool {
+        if n.wrapping_sub(self.consumed.load(Ordering::Relaxed)) < self.entries {
+            return true;
+        }
+        let Some(word) = self.memory.atomic_u32(CONSUMER) else { return false };
+        let consumed = u32::from_le(word.load(Ordering::Acquire));
+        self.consumed.store(consumed, Ordering::Relaxed);
+        n.wrapping_sub(consumed) < self.entries
+    }
+
+    /// After CQEs were written: whether the driver wants an event for them, which this uses up.
+    /// Returns the arm sequence that the event answers. One thread at a time.
+    pub fn take_arm(&self, solicited: bool) -> Option<u32> {
+        // The driver: arm, fence, poll. We: write a CQE, fence, look at the arming.
+        fence(Ordering::SeqCst);
+        let arm = u32::from_le(self.memory.atomic_u32(ARM)?.load(Ordering::Acquire));
+        let fired = self.fired.load(Ordering::Relaxed);
+        if arm == fired || (arm & 1 != 0 && !solicited) {
+            return None;
+        }
+        self.fired.store(arm, Ordering::Relaxed);
+        self.memory.atomic_u32(FIRED)?.store(arm.to_le(), Ordering::Release);
+        Some(arm)
+    }
+
+    /// What went into it.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &UserMemory {
+        &self.memory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::test_memory::memory;
+    use rdma_midlayer::types::{Qpn, WcOpcode};
+    use rdma_midlayer::work::WcFlags;
+    use zerocopy::FromBytes;
+
+    fn ring() -> CqRing {
+        CqRing::new(memory(4096), 4)
+    }
+
+    fn wc(wr_id: u64, opcode: WcOpcode) -> WorkCompletion {
+        WorkCompletion {
+            wr_id,
+            ticket: 9,
+            status: WcStatus::Success,
+            opcode,
+            flags: WcFlags::WITH_IMM,
+            qpn: Qpn(17),
+            byte_len: 100,
+            imm: 5,
+            src_qpn: Qpn(0),
+            vendor_err: 0,
+        }
+    }
+
+    fn cqe(ring: &CqRing, n: u32) -> Option<Cqe> {
+        let mut bytes = [0; 64];
+        ring.memory.read(128 + u64::from(n % 4) * 64, &mut bytes).unwrap();
+        let cqe = Cqe::read_from_bytes(&bytes).unwrap();
+        (u64::from(cqe.phase) == phase_of(n, 4)).then_some(cqe)
+    }
+
+    fn consume(ring: &CqRing, count: u32) {
+        ring.memory.atomic_u32(CONSUMER).unwrap().store(count, Ordering::Release);
+    }
+
+    #[test]
+    fn completions_can_be_polled_in_order_over_many_rounds() {
+        let ring = ring();
+        for n in 0..23 {
+            assert_eq!(cqe(&ring, n), None);
+            ring.push(&wc(n.into(), WcOpcode::Recv)).unwrap();
+            let found = cqe(&ring, n).unwrap();
+            assert_eq!((found.wr_id.get(), found.qpn.get(), found.flags), (n.into(), 17, 1));
+            assert_eq!((found.byte_len.get(), found.wqe_count.get()), (100, 9));
+            consume(&ring, n + 1);
+        }
+        assert_eq!(ring.counts().rx_bytes.get(), 2300);
+    }
+
+    #[test]
+    fn a_full_ring_overflows_and_says_so() {
+        let ring = ring();
+        for n in 0..4 {
+            ring.push(&wc(n, WcOpcode::Send)).unwrap();
+        }
+        assert_eq!(ring.push(&wc(4, WcOpcode::Send)), Err(Overflow));
+        assert_eq!(ring.memory.atomic_u32(STATE).unwrap().load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_consumer_count_that_jumps_hurts_only_its_own_ring() {
+        let ring = ring();
+        for (n, jump) in [0, 4, 1000, u32::MAX, 0x8000_0000].into_iter().enumerate() {
+            consume(&ring, jump);
+            let _ = ring.push(&wc(n as u64, WcOpcode::Send));
+        }
+    }
+
+    #[test]
+    fn one_event_for_each_arming_and_only_a_solicited_one_if_asked_so() {
+        let ring = ring();
+        let arm = |value: u32| ring.memory.atomic_u32(ARM).unwrap().store(value, Ordering::Release);
+        assert_eq!(ring.take_arm(true), None, "not armed at first");
+        arm(2);
+        assert_eq!(ring.take_arm(false), Some(2));
+        assert_eq!(ring.take_arm(true), None, "used up");
+        arm(5);
+        assert_eq!(ring.take_arm(false), None, "solicited only");
+        assert_eq!(ring.take_arm(true), Some(5));
+        arm(6);
+        assert_eq!(ring.take_arm(false), Some(6));
+    }
+}

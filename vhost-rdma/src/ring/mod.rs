@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rings of a driver, from the device's side: each turns bytes in guest memory into plain values
+//! of the midlayer, or the other way. What they mean is `docs/virtio-rdma.md`, "Rings".
+//!
+//! Everything is read once, into memory of ours, and checked there.
+
+pub mod cq;
+pub mod recv;
+pub mod send;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::types::LKey;
+use rdma_midlayer::work::{MAX_SGE, Sge};
+use virtio_rdma_abi::ring::{WQE_STRIDE_SHIFT_MAX, WQE_STRIDE_SHIFT_MIN};
+use zerocopy::FromBytes;
+
+/// Bytes of the largest WQE.
+pub const MAX_STRIDE: usize = 1 << WQE_STRIDE_SHIFT_MAX;
+
+/// Where a work queue lies, as CREATE_QP gives it.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    /// Slots: a power of two.
+    pub entries: u32,
+    /// Bytes from the start of the buffer.
+    pub offset: u32,
+    /// A slot is `2^shift` bytes.
+    pub stride_shift: u8,
+}
+
+impl Geometry {
+    /// Whether it is sound, and lies within `first..end` of the buffer.
+    pub fn is_sound(&self, first: u32, end: u64, max_entries: u32) -> bool {
+        self.entries.is_power_of_two()
+            && self.entries <= max_entries
+            && (WQE_STRIDE_SHIFT_MIN..=WQE_STRIDE_SHIFT_MAX).contains(&u32::from(self.stride_shift))
+            && self.offset.is_multiple_of(64)
+            && self.offset >= first
+            && self.range().end <= end
+    }
+
+    /// The bytes that it takes in the buffer.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        let start = u64::from(self.offset);
+        start..start + (u64::from(self.entries) << self.stride_shift)
+    }
+}
+
+/// A ring of WQEs in the buffer of a QP.
+struct WorkRing {
+    memory: Arc<UserMemory>,
+    geometry: Geometry,
+}
+
+impl WorkRing {
+    fn slot(&self, n: u32) -> u64 {
+        let index = n & (self.geometry.entries - 1);
+        u64::from(self.geometry.offset) + (u64::from(index) << self.geometry.stride_shift)
+    }
+
+    /// The first word of slot `n`, if its phase says that it is new.
+    fn first_word(&self, n: u32) -> Option<u64> {
+        let word = self.memory.atomic_u64(self.slot(n))?.load(Ordering::Acquire);
+        let phase = u64::from_le(word) >> 24 & 1;
+        (phase == phase_of(n, self.geometry.entries)).then_some(word)
+    }
+
+    /// Copies `range` of slot `n`. The ring was checked to lie in its memory.
+    fn read(&self, n: u32, range: std::ops::Range<usize>, to: &mut [u8]) {
+        let at = self.slot(n) + range.start as u64;
+        let _ = self.memory.read(at, &mut to[range]);
+    }
+
+    fn stride(&self) -> usize {
+        1 << self.geometry.stride_shift
+    }
+}
+
+/// The phase that marks slot `n` (counted without end) of a ring as new.
+fn phase_of(n: u32, entries: u32) -> u64 {
+    u64::from(1 ^ (n >> entries.trailing_zeros() & 1))
+}
+
+/// The SGEs in WQE bytes.
+fn sges(bytes: &[u8], count: usize) -> impl Iterator<Item = Sge> {
+    bytes.as_chunks::<16>().0.iter().take(count.min(MAX_SGE)).map(|chunk| {
+        // 16 bytes are an `Sge`, whatever they hold.
+        let sge = virtio_rdma_abi::ring::Sge::read_from_bytes(chunk).unwrap_or_default();
+        Sge { addr: sge.addr.get(), length: sge.length.get(), lkey: LKey(sge.lkey.get()) }
+    })
+}
+
+/// A count that one thread at a time advances and any may read.
+#[derive(Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds without an atomic read-modify-write: there is one writer.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    /// The count.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test_memory {
+    use super::*;
+    use rdma_midlayer::memory::{Mapping, Run};
+
+    struct Owned(Box<[AtomicU64]>);
+
+    // SAFETY: the box lives as long as the value; atomics may be written through a shared pointer.
+    unsafe impl Mapping for Owned {
+        fn base(&self) -> *mut u8 {
+            self.0.as_ptr().cast_mut().cast()
+        }
+        fn len(&self) -> usize {
+            self.0.len() * 8
+        }
+    }
+
+    /// Zeroed memory under the addresses 0 to `bytes - 1`, of pages in reverse order.
+    pub fn memory(bytes: usize) -> Arc<UserMemory> {
+        let mapping: Arc<dyn Mapping> =
+            Arc::new(Owned((0..bytes / 8).map(|_| AtomicU64::new(0)).collect()));
+        let runs = (0..bytes / 4096).rev().map(|page| Run {
+            mapping: mapping.clone(),
+            offset: page * 4096,
+            len: 4096,
+        });
+        Arc::new(UserMemory::new(0, bytes as u64, 0, Some(12), runs).unwrap())
+    }
+}

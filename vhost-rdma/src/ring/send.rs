@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The send queue: takes WQEs out of guest memory. One thread at a time, the QP's worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rdma_midlayer::driver::MalformedWqe;
+use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::types::{RKey, WrOpcode};
+use rdma_midlayer::work::{MAX_SGE, SendData, SendFlags, SendWr, Sge};
+use virtio_rdma_abi::ring::{AtomicArgs, SEND_INLINE, SendWqe, WQE_ATOMIC_ARGS, WQE_SEND_DATA};
+use zerocopy::FromBytes;
+
+use super::{Count, Geometry, MAX_STRIDE, WorkRing, phase_of, sges};
+
+const DATA: usize = WQE_SEND_DATA as usize;
+const LINE: usize = 64;
+
+/// A send queue in guest memory.
+pub struct SendRing {
+    ring: WorkRing,
+    max_sge: u8,
+    max_inline: u32,
+    next: AtomicU32,
+    taken: Count,
+    bytes: Count,
+}
+
+/// Room for one WQE: where it is copied to, and what its request borrows.
+pub struct SendBuffer {
+    bytes: [u8; MAX_STRIDE],
+    sges: [Sge; MAX_SGE],
+}
+
+impl Default for SendBuffer {
+    fn default() -> Self {
+        Self { bytes: [0; MAX_STRIDE], sges: [Sge::default(); MAX_SGE] }
+    }
+}
+
+impl SendRing {
+    /// A ring whose geometry was checked against the buffer.
+    pub fn new(memory: Arc<UserMemory>, geometry: Geometry, max_sge: u32, max_inline: u32) -> Self {
+        Self {
+            ring: WorkRing { memory, geometry },
+            max_sge: max_sge.min(MAX_SGE as u32) as u8,
+            max_inline: max_inline.min((1u32 << geometry.stride_shift) - WQE_SEND_DATA),
+            next: AtomicU32::new(0),
+            taken: Count::default(),
+            bytes: Count::default(),
+        }
+    }
+
+    /// Whether the next slot holds a WQE.
+    pub fn has_work(&self) -> bool {
+        self.ring.first_word(self.next.load(Ordering::Relaxed)).is_some()
+    }
+
+    /// The next WQE, if there is one. It stays the next until `advance`.
+    pub fn peek<'b>(&self, buffer: &'b mut SendBuffer) -> Option<Result<SendWr<'b>, MalformedWqe>> {
+        let n = self.next.load(Ordering::Relaxed);
+        let first = self.ring.first_word(n)?;
+        buffer.bytes[..8].copy_from_slice(&first.to_ne_bytes());
+        self.ring.read(n, 8..LINE, &mut buffer.bytes);
+        let wqe = SendWqe::read_from_prefix(&buffer.bytes).map_or_else(|_| <_>::default(), |w| w.0);
+        let malformed = MalformedWqe { wr_id: wqe.wr_id.get(), ticket: n.wrapping_add(1) };
+        Some(self.parse(n, &wqe, buffer).ok_or(malformed))
+    }
+
+    fn parse<'b>(&self, n: u32, wqe: &SendWqe, buffer: &'b mut SendBuffer) -> Option<SendWr<'b>> {
+        let opcode = WrOpcode::from_code(wqe.opcode)?;
+        let inline = wqe.flags & SEND_INLINE != 0;
+        let length = if inline {
+            let length = wqe.inline_length.get();
+            let takes_data = matches!(
+                opcode,
+                WrOpcode::Send
+                    | WrOpcode::SendWithImm
+                    | WrOpcode::SendWithInv
+                    | WrOpcode::RdmaWrite
+                    | WrOpcode::RdmaWriteWithImm
+            );
+            if length > self.max_inline || wqe.num_sge != 0 || !takes_data {
+                return None;
+            }
+            length as usize
+        } else {
+            if wqe.num_sge > self.max_sge || wqe.inline_length.get() != 0 {
+                return None;
+            }
+            usize::from(wqe.num_sge) * size_of::<virtio_rdma_abi::ring::Sge>()
+        };
+        let end = DATA + length;
+        if end > self.ring.stride() {
+            return None;
+        }
+        if end > LINE {
+            self.ring.read(n, LINE..end, &mut buffer.bytes);
+        }
+        let SendBuffer { bytes, sges: list } = buffer;
+        let bytes = &bytes[..end.max(LINE)];
+        let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
+        let args = if atomic {
+            AtomicArgs::read_from_prefix(&bytes[WQE_ATOMIC_ARGS as usize..]).ok()?.0
+        } else {
+            AtomicArgs::default()
+        };
+        let data = if inline {
+            SendData::Inline(&bytes[DATA..end])
+        } else {
+            let mut count = 0;
+            for (to, from) in list.iter_mut().zip(sges(&bytes[DATA..end], wqe.num_sge.into())) {
+                *to = from;
+                count += 1;
+            }
+            SendData::Sges(&list[..count])
+        };
+        Some(SendWr {
+            wr_id: wqe.wr_id.get(),
+            ticket: n.wrapping_add(1),
+            opcode,
+            flags: SendFlags(wqe.flags & !SEND_INLINE),
+            data,
+            imm: wqe.imm.get(),
+            remote_addr: wqe.remote_addr.get(),
+            rkey: RKey(wqe.rkey.get()),
+            compare_add: args.compare_add.get(),
+            swap: args.swap.get(),
+        })
+    }
+
+    /// Goes to the next slot; `bytes` were sent by the one just left.
+    pub fn advance(&self, bytes: u64) {
+        self.next.store(self.next.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.taken.add(1);
+        self.bytes.add(bytes);
+    }
+
+    /// Starts over, as after RESET. The driver zeroes the ring.
+    pub fn reset(&self) {
+        self.next.store(0, Ordering::Relaxed);
+    }
+
+    /// WQEs and bytes taken since creation.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.taken.get(), self.bytes.get())
+    }
+
+    /// The phase that the driver writes into slot `n`.
+    pub fn phase(n: u32, entries: u32) -> u8 {
+        phase_of(n, entries) as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::test_memory::memory;
+    use virtio_rdma_abi::ring::{SEND_SIGNALED, WR_ATOMIC_FETCH_AND_ADD, WR_RDMA_READ, WR_SEND};
+    use zerocopy::IntoBytes;
+
+    const GEOMETRY: Geometry = Geometry { entries: 4, offset: 64, stride_shift: 7 };
+
+    fn ring() -> SendRing {
+        SendRing::new(memory(8192), GEOMETRY, 5, 96)
+    }
+
+    fn put(ring: &SendRing, n: u32, wqe: &SendWqe, rest: &[u8]) {
+        let slot = ring.ring.slot(n);
+        let wqe = SendWqe { phase: SendRing::phase(n, 4), ..*wqe };
+        ring.ring.memory.write(slot + DATA as u64, rest).unwrap();
+        ring.ring.memory.write(slot, wqe.as_bytes()).unwrap();
+    }
+
+    fn wqe(opcode: u8) -> SendWqe {
+        SendWqe { opcode, wr_id: 77.into(), flags: SEND_SIGNALED, ..Default::default() }
+    }
+
+    #[test]
+    fn a_zeroed_ring_is_empty_and_phases_alternate() {
+        let ring = ring();
+        let mut buffer = SendBuffer::default();
+        assert!(!ring.has_work());
+        for n in 0..20 {
+            assert!(ring.peek(&mut buffer).is_none(), "slot {n} is old");
+            put(&ring, n, &SendWqe { wr_id: u64::from(n).into(), ..wqe(WR_SEND) }, &[]);
+            assert!(ring.has_work());
+            let wr = ring.peek(&mut buffer).unwrap().unwrap();
+            assert_eq!((wr.wr_id, wr.ticket), (u64::from(n), n + 1));
+            ring.advance(0);
+        }
+    }
+
+    #[test]
+    fn sges_inline_data_and_atomic_operands_are_read() {
+        let ring = ring();
+        let mut buffer = SendBuffer::default();
+        let sge = |i: u32| virtio_rdma_abi::ring::Sge {
+            addr: u64::from(i).into(),
+            length: (i * 10).into(),
+            lkey: 5.into(),
+        };
+        let list: Vec<u8> = (1..=5).flat_map(|i| sge(i).as_bytes().to_vec()).collect();
+        put(&ring, 0, &SendWqe { num_sge: 5, ..wqe(WR_RDMA_READ) }, &list);
+        let wr = ring.peek(&mut buffer).unwrap().unwrap();
+        let SendData::Sges(sges) = wr.data else { panic!("SGEs") };
+        assert_eq!(sges.iter().map(|s| s.length).collect::<Vec<_>>(), [10, 20, 30, 40, 50]);
+        ring.advance(150);
+
+        let data: Vec<u8> = (0..96).collect();
+        let inline = SendWqe { flags: SEND_INLINE, inline_length: 96.into(), ..wqe(WR_SEND) };
+        put(&ring, 1, &inline, &data);
+        let wr = ring.peek(&mut buffer).unwrap().unwrap();
+        assert!(matches!(wr.data, SendData::Inline(bytes) if bytes == data));
+        ring.advance(96);
+
+        let mut operands = sge(1).as_bytes().to_vec();
+        operands.extend(3u64.to_le_bytes());
+        put(&ring, 2, &SendWqe { num_sge: 1, ..wqe(WR_ATOMIC_FETCH_AND_ADD) }, &operands);
+        assert_eq!(ring.peek(&mut buffer).unwrap().unwrap().compare_add, 3);
+        ring.advance(8);
+        assert_eq!(ring.counts(), (3, 254));
+    }
+
+    #[test]
+    fn malformed_wqes_are_reported_with_their_wr_id() {
+        let bad = [
+            wqe(99),
+            SendWqe { num_sge: 6, ..wqe(WR_SEND) },
+            SendWqe { num_sge: 255, ..wqe(WR_SEND) },
+            SendWqe { inline_length: 1.into(), ..wqe(WR_SEND) },
+            SendWqe { flags: SEND_INLINE, inline_length: 97.into(), ..wqe(WR_SEND) },
+            SendWqe { flags: SEND_INLINE, inline_length: u32::MAX.into(), ..wqe(WR_SEND) },
+            SendWqe { flags: SEND_INLINE, num_sge: 1, ..wqe(WR_SEND) },
+            SendWqe { flags: SEND_INLINE, inline_length: 8.into(), ..wqe(WR_RDMA_READ) },
+        ];
+        for wqe in bad {
+            let ring = ring();
+            put(&ring, 0, &wqe, &[]);
+            let found = ring.peek(&mut SendBuffer::default()).unwrap().unwrap_err();
+            assert_eq!((found.wr_id, found.ticket), (77, 1), "{wqe:?}");
+        }
+    }
+}
