@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The RDMA device as the ib core sees it: the table of its verbs, and the queries of device and
+ * port.
+ */
+#include <linux/module.h>
+#include <rdma/ib_mad.h>
+
+#include "vrdma.h"
+
+/*
+ * RoCE v2 only. MAD and CM need a GSI QP (QP1), which the device does not have in this version of
+ * the interface: with one, this becomes RDMA_CORE_PORT_IBA_ROCE_UDP_ENCAP, and max_mad_size
+ * IB_MGMT_MAD_SIZE.
+ */
+#define VRDMA_PORT_CAPS (RDMA_CORE_CAP_PROT_ROCE_UDP_ENCAP | RDMA_CORE_CAP_ETH_AH)
+
+static void vrdma_copy_device_attr(struct ib_device_attr *attr,
+				   const struct virtio_rdma_device_attr *wire);
+
+static int vrdma_query_device(struct ib_device *ibdev, struct ib_device_attr *attr,
+			      struct ib_udata *udata)
+{
+	if (udata && (udata->inlen || udata->outlen))
+		return -EINVAL;
+	vrdma_copy_device_attr(attr, &to_vhca(ibdev)->attr);
+	return 0;
+}
+
+/* May sleep. A port whose device is gone is down. */
+int vrdma_query_port(struct ib_device *ibdev, u32 port, struct ib_port_attr *attr)
+{
+	struct vrdma_hca *hca = to_vhca(ibdev);
+	struct virtio_rdma_port_attr wire;
+	bool up = true;
+	int err;
+
+	err = vrdma_command_number(hca->vd, VIRTIO_RDMA_CMD_QUERY_PORT, port, &wire,
+				   sizeof(wire));
+	if (err == -ENODEV) {
+		wire = hca->port;
+		up = false;
+	} else if (err) {
+		return err;
+	}
+	/* Without its network device the port has no addresses and can't carry anything. */
+	up = up && vrdma_netdev_running(hca);
+
+	attr->state = up ? wire.state : IB_PORT_DOWN;
+	attr->phys_state = up ? wire.phys_state : IB_PORT_PHYS_STATE_DISABLED;
+	attr->max_mtu = clamp_t(u8, wire.max_mtu, IB_MTU_256, IB_MTU_4096);
+	attr->active_mtu = clamp_t(u8, wire.active_mtu, IB_MTU_256, attr->max_mtu);
+	/* The core has tables of this size; they can't grow. */
+	attr->gid_tbl_len = le32_to_cpu(hca->port.gid_tbl_len);
+	attr->pkey_tbl_len = le16_to_cpu(hca->port.pkey_tbl_len);
+	attr->ip_gids = true;
+	attr->port_cap_flags = le32_to_cpu(wire.port_cap_flags);
+	attr->max_msg_sz = le32_to_cpu(wire.max_msg_sz);
+	attr->bad_pkey_cntr = le32_to_cpu(wire.bad_pkey_cntr);
+	attr->qkey_viol_cntr = le32_to_cpu(wire.qkey_viol_cntr);
+	attr->max_vl_num = 1;
+	attr->active_width = wire.active_width;
+	attr->active_speed = le32_to_cpu(wire.active_speed);
+	return 0;
+}
+
+static int vrdma_get_port_immutable(struct ib_device *ibdev, u32 port,
+				    struct ib_port_immutable *immutable)
+{
+	struct vrdma_hca *hca = to_vhca(ibdev);
+
+	immutable->gid_tbl_len = le32_to_cpu(hca->port.gid_tbl_len);
+	immutable->pkey_tbl_len = le16_to_cpu(hca->port.pkey_tbl_len);
+	immutable->core_cap_flags = VRDMA_PORT_CAPS;
+	if (VRDMA_PORT_CAPS & RDMA_CORE_CAP_IB_MAD)
+		immutable->max_mad_size = IB_MGMT_MAD_SIZE;
+	return 0;
+}
+
+static enum rdma_link_layer vrdma_get_link_layer(struct ib_device *ibdev, u32 port)
+{
+	return IB_LINK_LAYER_ETHERNET;
+}
+
+static int vrdma_query_pkey(struct ib_device *ibdev, u32 port, u16 index, u16 *pkey)
+{
+	if (index)
+		return -EINVAL;
+	*pkey = IB_DEFAULT_PKEY_FULL;
+	return 0;
+}
+
+static void vrdma_get_fw_str(struct ib_device *ibdev, char *str)
+{
+	u64 version = le64_to_cpu(to_vhca(ibdev)->attr.fw_ver);
+
+	snprintf(str, IB_FW_VERSION_NAME_MAX, "%u.%u.%u", (u32)(version >> 32) & 0xffff,
+		 (u32)(version >> 16) & 0xffff, (u32)version & 0xffff);
+}
+
+static void vrdma_copy_device_attr(struct ib_device_attr *attr,
+				   const struct virtio_rdma_device_attr *wire)
+{
+	memset(attr, 0, sizeof(*attr));
+	attr->fw_ver = le64_to_cpu(wire->fw_ver);
+	memcpy(&attr->sys_image_guid, wire->sys_image_guid, sizeof(attr->sys_image_guid));
+	attr->max_mr_size = le64_to_cpu(wire->max_mr_size);
+	attr->page_size_cap = le64_to_cpu(wire->page_size_cap);
+	attr->vendor_id = le32_to_cpu(wire->vendor_id);
+	attr->vendor_part_id = le32_to_cpu(wire->vendor_part_id);
+	attr->hw_ver = le32_to_cpu(wire->hw_ver);
+	attr->max_qp = le32_to_cpu(wire->max_qp);
+	attr->max_qp_wr = le32_to_cpu(wire->max_qp_wr);
+	if (le64_to_cpu(wire->device_caps) & VIRTIO_RDMA_DEVICE_CAP_RC_RNR_NAK_GEN)
+		attr->device_cap_flags |= IB_DEVICE_RC_RNR_NAK_GEN;
+	attr->max_send_sge = le32_to_cpu(wire->max_send_sge);
+	attr->max_recv_sge = le32_to_cpu(wire->max_recv_sge);
+	attr->max_sge_rd = le32_to_cpu(wire->max_sge_rd);
+	attr->max_cq = le32_to_cpu(wire->max_cq);
+	attr->max_cqe = le32_to_cpu(wire->max_cqe);
+	attr->max_mr = le32_to_cpu(wire->max_mr);
+	attr->max_pd = le32_to_cpu(wire->max_pd);
+	attr->max_qp_rd_atom = le32_to_cpu(wire->max_qp_rd_atom);
+	attr->max_qp_init_rd_atom = le32_to_cpu(wire->max_qp_init_rd_atom);
+	attr->max_res_rd_atom = le32_to_cpu(wire->max_res_rd_atom);
+	attr->atomic_cap = min_t(u32, le32_to_cpu(wire->atomic_cap), IB_ATOMIC_GLOB);
+	attr->max_pkeys = le16_to_cpu(wire->max_pkeys);
+	attr->local_ca_ack_delay = wire->local_ca_ack_delay;
+	/* What the driver has no verbs for is reported as none: AH, SRQ, MW, multicast. */
+}
+
+const struct ib_device_ops vrdma_device_ops = {
+	.owner = THIS_MODULE,
+	.driver_id = RDMA_DRIVER_UNKNOWN,
+	.uverbs_abi_ver = VIRTIO_RDMA_UVERBS_ABI_VERSION,
+
+	.add_gid = vrdma_add_gid,
+	.alloc_hw_port_stats = vrdma_alloc_hw_port_stats,
+	.alloc_pd = vrdma_alloc_pd,
+	.alloc_ucontext = vrdma_alloc_ucontext,
+	.create_cq = vrdma_create_cq,
+	.create_qp = vrdma_create_qp,
+	.dealloc_pd = vrdma_dealloc_pd,
+	.dealloc_ucontext = vrdma_dealloc_ucontext,
+	.del_gid = vrdma_del_gid,
+	.dereg_mr = vrdma_dereg_mr,
+	.destroy_cq = vrdma_destroy_cq,
+	.destroy_qp = vrdma_destroy_qp,
+	.disassociate_ucontext = vrdma_disassociate_ucontext,
+	.get_dev_fw_str = vrdma_get_fw_str,
+	.get_dma_mr = vrdma_get_dma_mr,
+	.get_hw_stats = vrdma_get_hw_stats,
+	.get_link_layer = vrdma_get_link_layer,
+	.get_port_immutable = vrdma_get_port_immutable,
+	.mmap = vrdma_mmap,
+	.mmap_free = vrdma_mmap_free,
+	.modify_qp = vrdma_modify_qp,
+	.poll_cq = vrdma_poll_cq,
+	.post_recv = vrdma_post_recv,
+	.post_send = vrdma_post_send,
+	.query_device = vrdma_query_device,
+	.query_pkey = vrdma_query_pkey,
+	.query_port = vrdma_query_port,
+	.query_qp = vrdma_query_qp,
+	.reg_user_mr = vrdma_reg_user_mr,
+	.req_notify_cq = vrdma_req_notify_cq,
+
+	INIT_RDMA_OBJ_SIZE(ib_cq, vrdma_cq, ibcq),
+	INIT_RDMA_OBJ_SIZE(ib_pd, vrdma_pd, ibpd),
+	INIT_RDMA_OBJ_SIZE(ib_qp, vrdma_qp, ibqp),
+	INIT_RDMA_OBJ_SIZE(ib_ucontext, vrdma_ucontext, ibuc),
+};

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Posting work to QPs of the kernel. Never sleeps. The provider in user space does the same for
+ * QPs of processes.
+ */
+#include <linux/bitops.h>
+
+#include "vrdma.h"
+
+static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr);
+static int vrdma_write_recv_wqe(struct vrdma_qp *qp, const struct ib_recv_wr *wr);
+static int vrdma_write_inline(struct vrdma_qp *qp, u8 *wqe, const struct ib_send_wr *wr);
+static void vrdma_write_sges(u8 *to, const struct ib_sge *sges, int num);
+static u8 *vrdma_next_slot(struct vrdma_ring *ring, u8 *phase);
+static void vrdma_publish(u8 *slot, __le64 first);
+static void vrdma_ring_doorbell(struct vrdma_qp *qp, const __le32 *mode_word);
+
+/* The state of a ring whose QP is in RESET. */
+void vrdma_ring_reset(struct vrdma_ring *ring)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&ring->lock, flags);
+	memset(ring->slots, 0, (size_t)ring->entries << ring->stride_shift);
+	ring->posted = 0;
+	WRITE_ONCE(ring->freed, 0);
+	spin_unlock_irqrestore(&ring->lock, flags);
+}
+
+int vrdma_post_send(struct ib_qp *ibqp, const struct ib_send_wr *wr,
+		    const struct ib_send_wr **bad_wr)
+{
+	struct vrdma_qp *qp = to_vqp(ibqp);
+	enum ib_qp_state state = READ_ONCE(qp->state);
+	unsigned long flags;
+	u32 before;
+	int err = 0;
+
+	if (qp->umem || state < IB_QPS_RTS) {
+		*bad_wr = wr;
+		return -EINVAL;
+	}
+	spin_lock_irqsave(&qp->sq.lock, flags);
+	before = qp->sq.posted;
+	for (; wr; wr = wr->next) {
+		err = vrdma_write_send_wqe(qp, wr);
+		if (err) {
+			*bad_wr = wr;
+			break;
+		}
+		qp->sq.posted++;
+	}
+	if (qp->sq.posted != before)
+		vrdma_ring_doorbell(qp, &qp->line->sq_mode);
+	spin_unlock_irqrestore(&qp->sq.lock, flags);
+	return err;
+}
+
+int vrdma_post_recv(struct ib_qp *ibqp, const struct ib_recv_wr *wr,
+		    const struct ib_recv_wr **bad_wr)
+{
+	struct vrdma_qp *qp = to_vqp(ibqp);
+	unsigned long flags;
+	u32 before;
+	int err = 0;
+
+	if (qp->umem || READ_ONCE(qp->state) == IB_QPS_RESET) {
+		*bad_wr = wr;
+		return -EINVAL;
+	}
+	spin_lock_irqsave(&qp->rq.lock, flags);
+	before = qp->rq.posted;
+	for (; wr; wr = wr->next) {
+		err = vrdma_write_recv_wqe(qp, wr);
+		if (err) {
+			*bad_wr = wr;
+			break;
+		}
+		qp->rq.posted++;
+	}
+	if (qp->rq.posted != before)
+		vrdma_ring_doorbell(qp, &qp->line->rq_mode);
+	spin_unlock_irqrestore(&qp->rq.lock, flags);
+	return err;
+}
+
+/* With the queue's lock held. */
+static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr)
+{
+	struct virtio_rdma_send_wqe wqe = {};
+	u8 *slot, phase;
+	int err;
+
+	slot = vrdma_next_slot(&qp->sq, &phase);
+	if (!slot)
+		return -ENOMEM;
+	if (wr->num_sge < 0 || wr->num_sge > qp->sq.max_sge)
+		return -EINVAL;
+
+	switch (wr->opcode) {
+	case IB_WR_SEND:
+		wqe.opcode = VIRTIO_RDMA_WR_SEND;
+		break;
+	case IB_WR_SEND_WITH_IMM:
+		wqe.opcode = VIRTIO_RDMA_WR_SEND_WITH_IMM;
+		break;
+	case IB_WR_RDMA_WRITE:
+		wqe.opcode = VIRTIO_RDMA_WR_RDMA_WRITE;
+		break;
+	case IB_WR_RDMA_WRITE_WITH_IMM:
+		wqe.opcode = VIRTIO_RDMA_WR_RDMA_WRITE_WITH_IMM;
+		break;
+	case IB_WR_RDMA_READ:
+		wqe.opcode = VIRTIO_RDMA_WR_RDMA_READ;
+		break;
+	default:
+		/* Not among what query_device says that the device can do. */
+		return -EOPNOTSUPP;
+	}
+	if (wr->opcode == IB_WR_SEND_WITH_IMM || wr->opcode == IB_WR_RDMA_WRITE_WITH_IMM)
+		wqe.imm = (__force __le32)wr->ex.imm_data;
+	if (wr->opcode != IB_WR_SEND && wr->opcode != IB_WR_SEND_WITH_IMM) {
+		wqe.remote_addr = cpu_to_le64(rdma_wr(wr)->remote_addr);
+		wqe.rkey = cpu_to_le32(rdma_wr(wr)->rkey);
+	}
+	if (wr->send_flags & IB_SEND_FENCE)
+		wqe.flags |= VIRTIO_RDMA_SEND_FENCE;
+	if (wr->send_flags & IB_SEND_SIGNALED || qp->sig_type == IB_SIGNAL_ALL_WR)
+		wqe.flags |= VIRTIO_RDMA_SEND_SIGNALED;
+	if (wr->send_flags & IB_SEND_SOLICITED)
+		wqe.flags |= VIRTIO_RDMA_SEND_SOLICITED;
+	wqe.wr_id = cpu_to_le64(wr->wr_id);
+	wqe.phase = phase;
+
+	if (wr->send_flags & IB_SEND_INLINE) {
+		if (wr->opcode == IB_WR_RDMA_READ)
+			return -EINVAL;
+		err = vrdma_write_inline(qp, slot + VIRTIO_RDMA_WQE_SEND_DATA, wr);
+		if (err < 0)
+			return err;
+		wqe.flags |= VIRTIO_RDMA_SEND_INLINE;
+		wqe.inline_length = cpu_to_le32(err);
+	} else {
+		wqe.num_sge = wr->num_sge;
+		vrdma_write_sges(slot + VIRTIO_RDMA_WQE_SEND_DATA, wr->sg_list, wr->num_sge);
+	}
+
+	memcpy(slot + sizeof(__le64), (u8 *)&wqe + sizeof(__le64), sizeof(wqe) - sizeof(__le64));
+	vrdma_publish(slot, *(__le64 *)&wqe);
+	return 0;
+}
+
+/* With the queue's lock held. */
+static int vrdma_write_recv_wqe(struct vrdma_qp *qp, const struct ib_recv_wr *wr)
+{
+	struct virtio_rdma_recv_wqe wqe = {};
+	u8 *slot, phase;
+
+	slot = vrdma_next_slot(&qp->rq, &phase);
+	if (!slot)
+		return -ENOMEM;
+	if (wr->num_sge < 0 || wr->num_sge > qp->rq.max_sge)
+		return -EINVAL;
+
+	wqe.num_sge = wr->num_sge;
+	wqe.phase = phase;
+	wqe.wr_id = cpu_to_le64(wr->wr_id);
+	vrdma_write_sges(slot + VIRTIO_RDMA_WQE_RECV_DATA, wr->sg_list, wr->num_sge);
+	memcpy(slot + sizeof(__le64), (u8 *)&wqe + sizeof(__le64), sizeof(wqe) - sizeof(__le64));
+	vrdma_publish(slot, *(__le64 *)&wqe);
+	return 0;
+}
+
+/* The number of bytes, or an error. Inline data of the kernel is named by virtual addresses. */
+static int vrdma_write_inline(struct vrdma_qp *qp, u8 *to, const struct ib_send_wr *wr)
+{
+	u32 bytes = 0;
+	int i;
+
+	for (i = 0; i < wr->num_sge; i++) {
+		const struct ib_sge *sge = &wr->sg_list[i];
+
+		if (sge->length > qp->max_inline - bytes)
+			return -EINVAL;
+		memcpy(to + bytes, (void *)(uintptr_t)sge->addr, sge->length);
+		bytes += sge->length;
+	}
+	return bytes;
+}
+
+static void vrdma_write_sges(u8 *to, const struct ib_sge *sges, int num)
+{
+	struct virtio_rdma_sge *sge = (struct virtio_rdma_sge *)to;
+	int i;
+
+	for (i = 0; i < num; i++) {
+		sge[i].addr = cpu_to_le64(sges[i].addr);
+		sge[i].length = cpu_to_le32(sges[i].length);
+		sge[i].lkey = cpu_to_le32(sges[i].lkey);
+	}
+}
+
+/* NULL when the queue is full. */
+static u8 *vrdma_next_slot(struct vrdma_ring *ring, u8 *phase)
+{
+	u32 n = ring->posted;
+
+	if (n - READ_ONCE(ring->freed) >= ring->entries)
+		return NULL;
+	*phase = n & ring->entries ? 0 : 1;
+	return ring->slots + ((size_t)(n & (ring->entries - 1)) << ring->stride_shift);
+}
+
+/* Stores the first eight bytes, which hold the phase, after all others. */
+static void vrdma_publish(u8 *slot, __le64 first)
+{
+	smp_store_release((u64 *)slot, (__force u64)first);
+}
+
+/*
+ * Shows the device the new work, unless it polls the queue anyway. Every step is ordered after
+ * the one before by a full fence, since the device does the same in the other order: it cannot
+ * both fall asleep and miss the work.
+ */
+static void vrdma_ring_doorbell(struct vrdma_qp *qp, const __le32 *mode_word)
+{
+	struct vrdma_hca *hca = to_vhca(qp->ibqp.device);
+	struct vrdma_vdev *vd = hca->vd;
+	void *uar = page_address(qp->uar->pages);
+	u32 mode, vector;
+
+	smp_mb();
+	mode = le32_to_cpu(READ_ONCE(*mode_word));
+	if (mode & VIRTIO_RDMA_MODE_POLLED)
+		return;
+
+	vector = mode >> VIRTIO_RDMA_MODE_VECTOR_SHIFT;
+	if (vector >= vd->num_vectors)
+		vector = 0;
+	set_bit_le(qp->slot, uar + VIRTIO_RDMA_UAR_BITMAP_OFFSET);
+	smp_mb__after_atomic();
+	set_bit_le(qp->slot / 64 % 64, uar + offsetof(struct virtio_rdma_uar_header, summary));
+	smp_mb__after_atomic();
+	if (READ_ONCE(vd->status[vector].sleeping))
+		virtqueue_notify(vd->vectors[vector].doorbellq);
+}
