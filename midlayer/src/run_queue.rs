@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where handlers run (`core_locking`, "Callbacks"): tasks that never run twice at once and never
+//! lose a wake-up, the queues they wait in, and the threads that drain queues nobody else drains.
+//! What the handlers are for is not known here.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
+use std::sync::{Arc, OnceLock};
+use std::thread::{JoinHandle, Thread};
+
+use crate::context::{InHandler, MaySleep};
+use crate::driver::Waker;
+use crate::error::{Error, Result};
+use crate::rcu;
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, Mutex, Ordering, fence};
+
+/// In a queue, or to be put there again by whoever runs it.
+const QUEUED: u8 = 1;
+/// Its handler runs.
+const RUNNING: u8 = 2;
+/// Its handler runs never again.
+const DEAD: u8 = 4;
+/// One of the reasons since the handler's last start was a solicited one.
+const SOLICITED: u8 = 8;
+
+/// A handler that can be scheduled from any context.
+pub(crate) struct Task {
+    state: AtomicU8,
+    next: AtomicPtr<Task>,
+    queue: Arc<RunQueue>,
+    handler: Box<dyn Fn(bool) + Send + Sync>,
+}
+
+impl Task {
+    pub(crate) fn new(queue: Arc<RunQueue>, handler: Box<dyn Fn(bool) + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self { state: AtomicU8::new(0), next: AtomicPtr::new(null_mut()), queue, handler })
+    }
+
+    /// The handler will be started after this call. Never sleeps, calls nothing of the consumer's but
+    /// the queue's waker.
+    pub(crate) fn schedule(self: &Arc<Self>, solicited: bool) {
+        let reason = if solicited { QUEUED | SOLICITED } else { QUEUED };
+        // Whoever starts the handler next clears QUEUED with a read-modify-write, so it sees all that
+        // was written before this one.
+        let before = self.state.fetch_or(reason, Ordering::AcqRel);
+        if before & (QUEUED | RUNNING | DEAD) == 0 {
+            self.queue.push(self.clone());
+        }
+    }
+
+    /// Runs the handler once. The caller took the task out of its queue.
+    fn run(self: Arc<Self>) {
+        // `kill` waits for this guard: after it no handler runs.
+        let _guard = rcu::enter();
+        let start =
+            |state| (state & DEAD == 0).then_some((state & !(QUEUED | SOLICITED)) | RUNNING);
+        let Ok(before) = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, start) else {
+            return;
+        };
+        let _finish = Finish(&self);
+        let _inside = InHandler::enter();
+        (self.handler)(before & SOLICITED != 0);
+    }
+
+    /// Returns when the handler neither runs nor will run. May sleep.
+    pub(crate) fn kill(&self, cx: &MaySleep) {
+        self.state.fetch_or(DEAD, Ordering::AcqRel);
+        rcu::synchronize(cx);
+    }
+}
+
+/// Ends a run, also of a handler that panics.
+struct Finish<'a>(&'a Arc<Task>);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        let before = self.0.state.fetch_and(!RUNNING, Ordering::AcqRel);
+        if before & (QUEUED | DEAD) == QUEUED {
+            self.0.queue.push(self.0.clone());
+        }
+    }
+}
+
+/// Handlers that wait to be run, first in, first out.
+///
+/// Whoever owns the queue drains it: a worker after the verb that scheduled them has returned, or a
+/// dispatcher's thread. Handlers of one queue run one after the other, those of different queues in
+/// parallel. After its last CQ is destroyed the owner drains it once more.
+pub struct RunQueue {
+    /// The newest; each points to the one before it.
+    head: AtomicPtr<Task>,
+    /// Taken from `head`, oldest first. Only ever tried to lock.
+    backlog: Mutex<VecDeque<Arc<Task>>>,
+    asleep: AtomicBool,
+    waker: Arc<dyn Waker>,
+}
+
+/// What a call of `RunQueue::drain` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Handlers run.
+    pub ran: usize,
+    /// There may be more: drain again soon.
+    pub more: bool,
+}
+
+impl RunQueue {
+    /// An empty queue. `waker` is called, in any context, when something is queued while the owner
+    /// sleeps (see `sleep`); it never sleeps itself.
+    pub fn new(waker: Arc<dyn Waker>) -> Arc<Self> {
+        Arc::new(Self {
+            head: AtomicPtr::new(null_mut()),
+            backlog: Mutex::new(VecDeque::new()),
+            asleep: AtomicBool::new(false),
+            waker,
+        })
+    }
+
+    /// Runs up to `budget` handlers. Never sleeps. Not to be called from inside a verb's call chain,
+    /// as drivers and pollers are; called inside a handler it does nothing.
+    pub fn drain(&self, budget: usize) -> Drained {
+        if crate::context::in_handler() {
+            return Drained { ran: 0, more: true };
+        }
+        for ran in 0..budget {
+            match self.pop() {
+                Some(task) => task.run(),
+                None => return Drained { ran, more: false },
+            }
+        }
+        Drained { ran: budget, more: !self.is_empty() }
+    }
+
+    /// Whether nothing waits, as far as one can know.
+    pub fn is_empty(&self) -> bool {
+        self.head.load(Ordering::Acquire).is_null()
+            && self.backlog.try_lock().is_ok_and(|backlog| backlog.is_empty())
+    }
+
+    /// The owner is about to sleep. `false`: something waits, it must not. `true`: from now on the
+    /// waker is called, once, when something comes.
+    pub fn sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `push`: either it sees that the owner sleeps, or we see what it
+        // pushed.
+        fence(Ordering::SeqCst);
+        if self.is_empty() {
+            return true;
+        }
+        self.awake();
+        false
+    }
+
+    /// The owner is awake again, whatever woke it.
+    pub fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    fn push(&self, task: Arc<Task>) {
+        let task = Arc::into_raw(task).cast_mut();
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: `task` came from an `Arc` whose count we hold until the exchange succeeds. Only
+            // the one pusher of a task touches `next`: QUEUED keeps others away.
+            unsafe { &*task }.next.store(head, Ordering::Relaxed);
+            match self.head.compare_exchange_weak(head, task, Ordering::Release, Ordering::Relaxed)
+            {
+                Ok(_) => break,
+                Err(now) => head = now,
+            }
+        }
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            self.waker.wake();
+        }
+    }
+
+    fn pop(&self) -> Option<Arc<Task>> {
+        // Contended only if two threads drain: the other one goes on.
+        let mut backlog = self.backlog.try_lock().ok()?;
+        if backlog.is_empty() {
+            let mut at = self.head.swap(null_mut(), Ordering::Acquire);
+            while !at.is_null() {
+                // SAFETY: each pointer in the list came from `Arc::into_raw` in `push`, and the swap
+                // made the list ours.
+                let task = unsafe { Arc::from_raw(at) };
+                at = task.next.load(Ordering::Relaxed);
+                backlog.push_front(task);
+            }
+        }
+        backlog.pop_front()
+    }
+}
+
+impl Drop for RunQueue {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}
+
+/// Threads that drain queues, one each. They sleep while nothing waits.
+pub(crate) struct Dispatcher {
+    queues: Vec<Arc<RunQueue>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Handlers run between two looks at `stop`.
+const BUDGET: usize = 64;
+
+impl Dispatcher {
+    /// Starts `threads` of them.
+    pub(crate) fn start(threads: usize) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut this = Self { queues: Vec::new(), stop: stop.clone(), threads: Vec::new() };
+        for n in 0..threads.max(1) {
+            let waker = Arc::new(ThreadWaker(OnceLock::new()));
+            let queue = RunQueue::new(waker.clone());
+            this.queues.push(queue.clone());
+            let stop = stop.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("rdma-dispatch-{n}"))
+                .spawn(move || {
+                    let _ = waker.0.set(std::thread::current());
+                    dispatch(&queue, &stop);
+                })
+                .map_err(|e| Error::Host(e.raw_os_error().unwrap_or(0)))?;
+            this.threads.push(thread);
+        }
+        Ok(this)
+    }
+
+    pub(crate) fn queues(&self) -> &[Arc<RunQueue>] {
+        &self.queues
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            // The last reference may be dropped by a handler.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn dispatch(queue: &RunQueue, stop: &AtomicBool) {
+    loop {
+        // A consumer's bug must not stop the handlers of others.
+        match catch_unwind(AssertUnwindSafe(|| queue.drain(BUDGET))) {
+            Ok(Drained { more: false, .. }) => {}
+            Ok(Drained { more: true, .. }) => continue,
+            Err(_) => {
+                log::error!("a completion or event handler panicked");
+                continue;
+            }
+        }
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        if queue.sleep() {
+            std::thread::park();
+            queue.awake();
+        }
+    }
+}
+
+struct ThreadWaker(OnceLock<Thread>);
+
+impl Waker for ThreadWaker {
+    fn wake(&self) {
+        // Before the thread has set itself it has not slept either.
+        if let Some(thread) = self.0.get() {
+            thread.unpark();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    struct Count(AtomicUsize);
+
+    impl Waker for Count {
+        fn wake(&self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn queue() -> (Arc<RunQueue>, Arc<Count>) {
+        let waker = Arc::new(Count(AtomicUsize::new(0)));
+        (RunQueue::new(waker.clone()), waker)
+    }
+
+    #[test]
+    fn tasks_run_first_in_first_out_and_within_the_budget() {
+        let (queue, _) = queue();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let tasks: Vec<_> = (0..5)
+            .map(|n| {
+                let log = log.clone();
+                Task::new(queue.clone(), Box::new(move |_| log.lock().unwrap().push(n)))
+            })
+            .collect();
+        tasks.iter().for_each(|t| t.schedule(false));
+        assert_eq!(queue.drain(3), Drained { ran: 3, more: true });
+        tasks[0].schedule(false);
+        assert_eq!(queue.drain(3), Drained { ran: 3, more: false });
+        assert_eq!(*log.lock().unwrap(), [0, 1, 2, 3, 4, 0]);
+    }
+
+    #[test]
+    fn a_task_scheduled_many_times_runs_once_with_the_reasons_added_up() {
+        let (queue, _) = queue();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let task = {
+            let log = log.clone();
+            Task::new(queue.clone(), Box::new(move |solicited| log.lock().unwrap().push(solicited)))
+        };
+        task.schedule(false);
+        task.schedule(true);
+        task.schedule(false);
+        queue.drain(10);
+        task.schedule(false);
+        queue.drain(10);
+        assert_eq!(*log.lock().unwrap(), [true, false]);
+    }
+
+    #[test]
+    fn a_task_scheduled_by_its_own_handler_runs_again_and_not_inside() {
+        let (queue, _) = queue();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let task: Arc<OnceLock<Arc<Task>>> = Arc::new(OnceLock::new());
+        let handler = {
+            let (queue, runs, task) = (queue.clone(), runs.clone(), Arc::downgrade(&task));
+            move |_| {
+                if runs.fetch_add(1, SeqCst) < 2 {
+                    task.upgrade().unwrap().get().unwrap().schedule(false);
+                    assert_eq!(queue.drain(9), Drained { ran: 0, more: true });
+                }
+            }
+        };
+        task.set(Task::new(queue.clone(), Box::new(handler))).ok().unwrap();
+        task.get().unwrap().schedule(false);
+        assert_eq!(queue.drain(10).ran, 3);
+        assert_eq!(runs.load(SeqCst), 3);
+    }
+
+    #[test]
+    fn the_waker_is_called_only_while_the_owner_sleeps() {
+        let (queue, waker) = queue();
+        let task = Task::new(queue.clone(), Box::new(|_| ()));
+        task.schedule(false);
+        assert_eq!(waker.0.load(SeqCst), 0);
+        assert!(!queue.sleep(), "something waits");
+        queue.drain(10);
+        assert!(queue.sleep());
+        task.schedule(false);
+        task.schedule(false);
+        assert_eq!(waker.0.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn a_killed_task_runs_never_again() {
+        let (queue, _) = queue();
+        let task = Task::new(queue.clone(), Box::new(|_| panic!("killed")));
+        task.schedule(false);
+        std::thread::spawn({
+            let task = task.clone();
+            move || task.kill(&MaySleep::claim().unwrap())
+        })
+        .join()
+        .unwrap();
+        queue.drain(10);
+        task.schedule(false);
+        queue.drain(10);
+    }
+
+    #[test]
+    fn a_dispatcher_survives_a_handler_that_panics() {
+        let dispatcher = Dispatcher::start(1).unwrap();
+        let queue = dispatcher.queues()[0].clone();
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let bad = Task::new(queue.clone(), Box::new(|_| panic!("on purpose")));
+        let good = Task::new(queue, Box::new(move |_| sender.send(()).unwrap()));
+        bad.schedule(false);
+        good.schedule(false);
+        receiver.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Queue pairs. The state machine is in `qp_state`.
+
+use std::sync::Arc;
+
+use super::{Cq, Pd};
+use crate::attr::{AhAttr, QpAttr, QpAttrMask, QpCap};
+use crate::context::MaySleep;
+use crate::driver::{MalformedWqe, QpDriver, QpInit, RecvSource, SendReady};
+use crate::error::{Error, Result};
+use crate::object::{self, Base, DeviceShared, Object};
+use crate::qp_state;
+use crate::types::{QpType, Qpn};
+use crate::work::{RecvWr, SendData, SendWr};
+
+/// What a consumer wants of a QP. The members that `QpInit` has too mean the same.
+pub struct QpSpec {
+    /// Transport.
+    pub qp_type: QpType,
+    /// CQ of the send queue, of this device.
+    pub send_cq: Arc<Cq>,
+    /// CQ of the receive queue, of this device.
+    pub recv_cq: Arc<Cq>,
+    /// Wanted sizes.
+    pub cap: QpCap,
+    /// Every send WR makes a completion.
+    pub signal_all: bool,
+    /// May use what processes may not.
+    pub privileged: bool,
+    /// Which of the HCA's pollers works on this QP (modulo their number).
+    pub poller: usize,
+    /// The receive WQEs. Without it they come by `post_recv`.
+    pub recv_source: Option<Arc<dyn RecvSource>>,
+    /// See `QpInit`.
+    pub send_ready: Option<Arc<dyn SendReady>>,
+}
+
+impl QpSpec {
+    /// A QP of a transport with one CQ for both queues.
+    pub fn new(qp_type: QpType, cq: &Arc<Cq>, cap: QpCap) -> Self {
+        Self {
+            qp_type,
+            send_cq: cq.clone(),
+            recv_cq: cq.clone(),
+            cap,
+            signal_all: false,
+            privileged: false,
+            poller: 0,
+            recv_source: None,
+            send_ready: None,
+        }
+    }
+}
+
+/// A queue pair.
+pub struct Qp {
+    base: Base,
+    driver: Arc<dyn QpDriver>,
+    pd: Arc<Pd>,
+    send_cq: Arc<Cq>,
+    recv_cq: Arc<Cq>,
+    qp_type: QpType,
+    cap: QpCap,
+}
+
+impl Qp {
+    pub(super) fn create(cx: &MaySleep, pd: &Arc<Pd>, spec: QpSpec) -> Result<Arc<Self>> {
+        let base = pd.base().child("QP");
+        for cq in [&spec.send_cq, &spec.recv_cq] {
+            base.same_device(cq.base())?;
+        }
+        check_cap(&base.device, &spec.cap)?;
+        let (send_cq, recv_cq) = (spec.send_cq, spec.recv_cq);
+        let init = QpInit {
+            qp_type: spec.qp_type,
+            send_cq: send_cq.driver().clone(),
+            recv_cq: recv_cq.driver().clone(),
+            cap: spec.cap,
+            signal_all: spec.signal_all,
+            privileged: spec.privileged,
+            poller: spec.poller,
+            recv_source: spec.recv_source,
+            send_ready: spec.send_ready,
+            srq: None,
+            xrcd: None,
+        };
+        object::create(
+            cx,
+            &pd.base().device,
+            &[pd.base(), send_cq.base(), recv_cq.base()],
+            || pd.driver().create_qp(cx, init),
+            |driver| Self {
+                base,
+                cap: driver.cap(),
+                driver,
+                pd: pd.clone(),
+                send_cq: send_cq.clone(),
+                recv_cq: recv_cq.clone(),
+                qp_type: spec.qp_type,
+            },
+        )
+    }
+
+    /// Its number.
+    pub fn qpn(&self) -> Qpn {
+        self.driver.qpn()
+    }
+
+    /// Its transport.
+    pub fn qp_type(&self) -> QpType {
+        self.qp_type
+    }
+
+    /// Sizes given: at least what was wanted.
+    pub fn cap(&self) -> QpCap {
+        self.cap
+    }
+
+    /// Changes state and attributes; without `STATE` in the mask the state stays. May sleep.
+    ///
+    /// # Errors
+    /// `BadState` if the QP's state has no such transition (IBA 10.3.1); `Invalid` if attributes are
+    /// missing or don't belong to it (IBA 11.2.4.2) or are out of range; `Unsupported` for alternate
+    /// paths and for new queue sizes. On an error nothing has changed.
+    pub fn modify(&self, cx: &MaySleep, attr: &QpAttr, mask: QpAttrMask) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        let found = self.driver.query(cx)?.state;
+        if mask.contains(QpAttrMask::CUR_STATE) && attr.cur_state != found {
+            return Err(Error::BadState("the QP is not in the state that the consumer named"));
+        }
+        let to = if mask.contains(QpAttrMask::STATE) { attr.state } else { found };
+        qp_state::check(self.qp_type, found, to, mask)?;
+        check_attr(&self.base.device, attr, mask)?;
+        self.driver.modify(cx, &QpAttr { state: to, cur_state: found, ..*attr }, mask)
+    }
+
+    /// The attributes as they are. May sleep.
+    pub fn query(&self, cx: &MaySleep) -> Result<QpAttr> {
+        let _verb = self.base.verb(cx)?;
+        self.driver.query(cx)
+    }
+
+    /// Ends the QP. Outstanding work makes no completions; no event of the QP comes after the return.
+    /// May sleep.
+    ///
+    /// # Errors
+    /// `Busy` while multicast groups are attached; `Gone` if it has ended before.
+    pub fn destroy(&self, cx: &MaySleep) -> Result<()> {
+        object::destroy(cx, self)
+    }
+
+    /// Posts a send WR. Never sleeps.
+    ///
+    /// # Errors
+    /// `QueueFull`; `BadState` in RESET, INIT and RTR; `Invalid` for a WR that the transport does not
+    /// have, or with more SGEs or inline data than the QP takes. In ERR it is taken and flushed.
+    #[inline]
+    pub fn post_send(&self, wr: &SendWr<'_>) -> Result<()> {
+        let _guard = self.base.fast()?;
+        match wr.data {
+            SendData::Sges(sges) if sges.len() > self.cap.max_send_sge as usize => {
+                return Err(Error::Invalid("too many SGEs"));
+            }
+            SendData::Inline(data) if data.len() > self.cap.max_inline as usize => {
+                return Err(Error::Invalid("too much inline data"));
+            }
+            _ => {}
+        }
+        self.driver.post_send(wr)
+    }
+
+    /// Completes with an error a WR that the consumer found malformed in its ring, in order behind
+    /// those posted before, and puts the QP into ERR. Never sleeps.
+    pub fn post_malformed_send(&self, wqe: MalformedWqe) -> Result<()> {
+        let _guard = self.base.fast()?;
+        self.driver.post_malformed_send(wqe)
+    }
+
+    /// Posts a receive WR. Never sleeps.
+    ///
+    /// # Errors
+    /// `QueueFull`; `BadState` in RESET; `Invalid` for more SGEs than the QP takes; `Unsupported` for a
+    /// QP with a `RecvSource` or an SRQ.
+    #[inline]
+    pub fn post_recv(&self, wr: &RecvWr<'_>) -> Result<()> {
+        let _guard = self.base.fast()?;
+        if wr.sges.len() > self.cap.max_recv_sge as usize {
+            return Err(Error::Invalid("too many SGEs"));
+        }
+        self.driver.post_recv(wr)
+    }
+
+    /// The `RecvSource` has new WQEs. Never sleeps.
+    #[inline]
+    pub fn recv_posted(&self) -> Result<()> {
+        let _guard = self.base.fast()?;
+        self.driver.recv_posted();
+        Ok(())
+    }
+}
+
+impl Object for Qp {
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn uses(&self) -> Vec<&Base> {
+        vec![self.pd.base(), self.send_cq.base(), self.recv_cq.base()]
+    }
+
+    fn driver_destroy(&self, cx: &MaySleep) -> Result<()> {
+        self.driver.destroy(cx)
+    }
+
+    fn quiesce(&self, cx: &MaySleep) {
+        self.base.device.events.flush(cx);
+    }
+}
+
+fn check_cap(device: &DeviceShared, cap: &QpCap) -> Result<()> {
+    let limits = [
+        (cap.max_send_wr, device.attr.max_qp_wr, "max_qp_wr"),
+        (cap.max_recv_wr, device.attr.max_qp_wr, "max_qp_wr"),
+        (cap.max_send_sge, device.attr.max_send_sge, "max_send_sge"),
+        (cap.max_recv_sge, device.attr.max_recv_sge, "max_recv_sge"),
+        (cap.max_inline, device.attr.max_inline, "max_inline"),
+    ];
+    match limits.iter().find(|(wanted, limit, _)| wanted > limit) {
+        Some((_, _, name)) => Err(Error::Limit(name)),
+        None => Ok(()),
+    }
+}
+
+/// Ranges of the attributes that count (IBA 11.2.4.2).
+fn check_attr(device: &DeviceShared, attr: &QpAttr, mask: QpAttrMask) -> Result<()> {
+    let unsupported = QpAttrMask::ALT_PATH | QpAttrMask::PATH_MIG_STATE | QpAttrMask::CAP;
+    if mask.0 & unsupported.0 != 0 {
+        return Err(Error::Unsupported("alternate paths, new queue sizes"));
+    }
+    let port = |n: u8| device.ports.get(usize::from(n).wrapping_sub(1));
+    let pkeys = device.ports.first().map_or(0, |p| p.pkey_tbl_len);
+    let rules = [
+        (QpAttrMask::PORT, port(attr.port).is_some(), "port"),
+        (QpAttrMask::PKEY_INDEX, attr.pkey_index < pkeys, "P_Key index"),
+        (QpAttrMask::AV, check_path(device, &attr.ah).is_ok(), "path"),
+        (
+            QpAttrMask::PATH_MTU,
+            device.ports.iter().any(|p| attr.path_mtu.bytes() <= p.max_mtu.bytes()),
+            "path MTU",
+        ),
+        (QpAttrMask::DEST_QPN, attr.dest_qpn.0 <= 0x00ff_ffff, "QPN"),
+        (QpAttrMask::TIMEOUT, attr.timeout < 32, "timeout"),
+        (QpAttrMask::RETRY_CNT, attr.retry_cnt < 8, "retry_cnt"),
+        (QpAttrMask::RNR_RETRY, attr.rnr_retry < 8, "rnr_retry"),
+        (QpAttrMask::MIN_RNR_TIMER, attr.min_rnr_timer < 32, "min_rnr_timer"),
+        (
+            QpAttrMask::MAX_QP_RD_ATOMIC,
+            u32::from(attr.max_rd_atomic) <= device.attr.max_qp_init_rd_atom,
+            "max_rd_atomic",
+        ),
+        (
+            QpAttrMask::MAX_DEST_RD_ATOMIC,
+            u32::from(attr.max_dest_rd_atomic) <= device.attr.max_qp_rd_atom,
+            "max_dest_rd_atomic",
+        ),
+    ];
+    match rules.iter().find(|(which, holds, _)| mask.contains(*which) && !holds) {
+        Some((_, _, name)) => Err(Error::Invalid(name)),
+        None => Ok(()),
+    }
+}
+
+/// Ranges of a path's members.
+pub(super) fn check_path(device: &DeviceShared, ah: &AhAttr) -> Result<()> {
+    // A path's port may be left out where the QP's own counts.
+    let port = device.ports.get(usize::from(ah.port.max(1)) - 1);
+    match port {
+        Some(port) if ah.sgid_index < port.gid_tbl_len && ah.flow_label < 1 << 20 && ah.sl < 16 => {
+            Ok(())
+        }
+        _ => Err(Error::Invalid("path")),
+    }
+}
