@@ -126,6 +126,7 @@ impl SendRing {
             rkey: RKey(wqe.rkey.get()),
             compare_add: args.compare_add.get(),
             swap: args.swap.get(),
+            ud: None,
         })
     }
 
