@@ -13,7 +13,7 @@
 #include <rdma/ib_umem.h>
 #include <rdma/ib_verbs.h>
 #include <rdma/uverbs_ioctl.h>
-#if __has_include(<rdma/iter.h>)
+#ifdef VRDMA_HAVE_ITER_H
 #include <rdma/iter.h>
 #endif
 

@@ -59,7 +59,8 @@ int vrdma_create_cq(struct ib_cq *ibcq, const struct ib_cq_init_attr *attr, VRDM
 	cq->cqn = le32_to_cpu(answer.number);
 	ibcq->cqe = cq->entries;
 
-	err = xa_insert_irq(&vd->cqs, cq->cqn, cq, GFP_KERNEL);
+	/* In the place of a CQ that is being destroyed and had this number, perhaps. */
+	err = xa_err(xa_store_irq(&vd->cqs, cq->cqn, cq, GFP_KERNEL));
 	if (err)
 		goto err_destroy;
 	if (udata) {
@@ -71,7 +72,9 @@ int vrdma_create_cq(struct ib_cq *ibcq, const struct ib_cq_init_attr *attr, VRDM
 	return 0;
 
 err_erase:
-	xa_erase_irq(&vd->cqs, cq->cqn);
+	/* Nothing uses the CQ yet: handlers that run are of events from before its time. */
+	vrdma_destroy_cq(ibcq, udata);
+	return err;
 err_destroy:
 	vrdma_destroy(vd, VIRTIO_RDMA_CMD_DESTROY_CQ, cq->cqn);
 err_memory:
@@ -88,10 +91,7 @@ int vrdma_destroy_cq(struct ib_cq *ibcq, struct ib_udata *udata)
 	err = vrdma_destroy(vd, VIRTIO_RDMA_CMD_DESTROY_CQ, cq->cqn);
 	if (err)
 		return err;
-	/*
-	 * The number may already be another CQ's, which waits for the entry to become free: see
-	 * xa_cmpxchg, which leaves that one's alone.
-	 */
+	/* Unless the number is another CQ's already. */
 	xa_cmpxchg_irq(&vd->cqs, cq->cqn, cq, NULL, 0);
 	if (refcount_dec_and_test(&cq->refs))
 		complete(&cq->unused);
@@ -181,7 +181,10 @@ static int vrdma_create_user_cq(struct vrdma_hca *hca, struct vrdma_cq *cq, u32 
 	cq->umem = vrdma_ring_umem(hca, list, ureq.buf_addr, ureq.buf_bytes,
 				   VIRTIO_RDMA_CQ_RING_OFFSET +
 					   (u64)ureq.entries * VIRTIO_RDMA_CQE_BYTES);
-	return PTR_ERR_OR_ZERO(cq->umem);
+	err = PTR_ERR_OR_ZERO(cq->umem);
+	if (err)
+		cq->umem = NULL;
+	return err;
 }
 
 static int vrdma_create_kernel_cq(struct vrdma_hca *hca, struct vrdma_cq *cq, u32 cqe,

@@ -92,6 +92,8 @@ static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation)
 	hca->vd = vd;
 	spin_lock_init(&hca->netdev_lock);
 	hca->generation = generation;
+	virtio_cread_bytes(vd->vdev, offsetof(struct virtio_rdma_config, mac), hca->mac,
+			   sizeof(hca->mac));
 	err = vrdma_init_hca(hca);
 	if (err)
 		goto err_dealloc;

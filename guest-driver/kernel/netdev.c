@@ -57,9 +57,6 @@ bool vrdma_netdev_bind(struct vrdma_hca *hca)
 	struct net_device *netdev;
 	bool changed;
 
-	virtio_cread_bytes(hca->vd->vdev, offsetof(struct virtio_rdma_config, mac), hca->mac,
-			   sizeof(hca->mac));
-
 	rtnl_lock();
 	netdev = hca->netdev;
 	if (!netdev || !vrdma_netdev_fits(netdev, hca->mac))

@@ -124,17 +124,17 @@ void vrdma_page_list_free(struct vrdma_vdev *vd, struct vrdma_page_list *list)
 }
 
 /*
- * Pins the buffer of a process's ring, and lists its pages. It must start at a page, and hold
- * `least_bytes`. On success the caller frees both.
+ * Pins the first `bytes` of a process's buffer, and lists their pages. The buffer must start at a
+ * page and be long enough. On success the caller frees both.
  */
 struct ib_umem *vrdma_ring_umem(struct vrdma_hca *hca, struct vrdma_page_list *list, u64 addr,
-				u32 bytes, u64 least_bytes)
+				u32 buf_bytes, u64 bytes)
 {
 	unsigned long page_size;
 	struct ib_umem *umem;
 	int err;
 
-	if (!PAGE_ALIGNED(addr) || bytes < least_bytes || addr != (unsigned long)addr)
+	if (!PAGE_ALIGNED(addr) || buf_bytes < bytes || addr != (unsigned long)addr)
 		return ERR_PTR(-EINVAL);
 	umem = ib_umem_get_va(&hca->ibdev, addr, bytes, IB_ACCESS_LOCAL_WRITE);
 	if (IS_ERR(umem))

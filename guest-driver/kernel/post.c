@@ -214,6 +214,7 @@ static u8 *vrdma_next_slot(struct vrdma_ring *ring, u8 *phase)
 /* Stores the first eight bytes, which hold the phase, after all others. */
 static void vrdma_publish(u8 *slot, __le64 first)
 {
+	/* Pairs with the device's load of the phase. */
 	smp_store_release((u64 *)slot, (__force u64)first);
 }
 
@@ -229,18 +230,16 @@ static void vrdma_ring_doorbell(struct vrdma_qp *qp, const __le32 *mode_word)
 	void *uar = page_address(qp->uar->pages);
 	u32 mode, vector;
 
-	smp_mb();
+	smp_mb(); /* after the phase; pairs with the device's after it arms the queue */
 	mode = le32_to_cpu(READ_ONCE(*mode_word));
 	if (mode & VIRTIO_RDMA_MODE_POLLED)
 		return;
 
-	vector = mode >> VIRTIO_RDMA_MODE_VECTOR_SHIFT;
-	if (vector >= vd->num_vectors)
-		vector = 0;
 	set_bit_le(qp->slot, uar + VIRTIO_RDMA_UAR_BITMAP_OFFSET);
-	smp_mb__after_atomic();
+	smp_mb__after_atomic(); /* before the summary that announces it */
 	set_bit_le(qp->slot / 64 % 64, uar + offsetof(struct virtio_rdma_uar_header, summary));
-	smp_mb__after_atomic();
-	if (READ_ONCE(vd->status[vector].sleeping))
+	smp_mb__after_atomic(); /* pairs with the device's after it says that it sleeps */
+	vector = mode >> VIRTIO_RDMA_MODE_VECTOR_SHIFT;
+	if (vector < vd->num_vectors && READ_ONCE(vd->status[vector].sleeping))
 		virtqueue_notify(vd->vectors[vector].doorbellq);
 }

@@ -24,8 +24,8 @@ static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct i
 static int vrdma_kernel_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct ib_qp_cap *cap,
 			      struct virtio_rdma_create_qp_request *request,
 			      struct vrdma_page_list *list);
-static bool vrdma_ring_fits(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
-			    u32 buf_bytes);
+static bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
+			     u64 *buf_bytes);
 static u32 vrdma_send_stride(u32 max_sge, u32 max_inline);
 static u32 vrdma_recv_stride(u32 max_sge);
 static void vrdma_qp_free_memory(struct vrdma_vdev *vd, struct vrdma_qp *qp);
@@ -96,7 +96,8 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	ibqp->qp_num = qp->qpn;
 	qp->cap = attr->cap;
 
-	err = xa_insert_irq(&vd->qps, qp->qpn, qp, GFP_KERNEL);
+	/* In the place of a QP that is being destroyed and had this number, perhaps. */
+	err = xa_err(xa_store_irq(&vd->qps, qp->qpn, qp, GFP_KERNEL));
 	if (err)
 		goto err_destroy;
 	if (udata) {
@@ -109,7 +110,9 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	return 0;
 
 err_erase:
-	xa_erase_irq(&vd->qps, qp->qpn);
+	xa_cmpxchg_irq(&vd->qps, qp->qpn, qp, NULL, 0);
+	if (!refcount_dec_and_test(&qp->refs))
+		wait_for_completion(&qp->unused);
 err_destroy:
 	vrdma_destroy(vd, VIRTIO_RDMA_CMD_DESTROY_QP, qp->qpn);
 err_memory:
@@ -252,6 +255,7 @@ static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct i
 {
 	struct virtio_rdma_ureq_create_qp ureq = {};
 	const u32 max_qp_wr = le32_to_cpu(hca->attr.max_qp_wr);
+	u64 bytes = VIRTIO_RDMA_QP_RINGS_OFFSET;
 	int err;
 
 	if (udata->inlen < sizeof(ureq))
@@ -263,15 +267,13 @@ static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct i
 	    ureq.rq_entries < cap->max_recv_wr || ureq.rq_entries > max_qp_wr ||
 	    ureq.max_inline < cap->max_inline_data ||
 	    ureq.max_inline > le32_to_cpu(hca->attr.max_inline) ||
-	    !vrdma_ring_fits(ureq.sq_entries, ureq.sq_stride_shift, ureq.sq_offset,
-			     vrdma_send_stride(cap->max_send_sge, ureq.max_inline),
-			     ureq.buf_bytes) ||
-	    !vrdma_ring_fits(ureq.rq_entries, ureq.rq_stride_shift, ureq.rq_offset,
-			     vrdma_recv_stride(cap->max_recv_sge), ureq.buf_bytes))
+	    !vrdma_check_ring(ureq.sq_entries, ureq.sq_stride_shift, ureq.sq_offset,
+			      vrdma_send_stride(cap->max_send_sge, ureq.max_inline), &bytes) ||
+	    !vrdma_check_ring(ureq.rq_entries, ureq.rq_stride_shift, ureq.rq_offset,
+			      vrdma_recv_stride(cap->max_recv_sge), &bytes))
 		return -EINVAL;
 
-	qp->umem = vrdma_ring_umem(hca, list, ureq.buf_addr, ureq.buf_bytes,
-				   VIRTIO_RDMA_QP_RINGS_OFFSET);
+	qp->umem = vrdma_ring_umem(hca, list, ureq.buf_addr, ureq.buf_bytes, bytes);
 	if (IS_ERR(qp->umem)) {
 		err = PTR_ERR(qp->umem);
 		qp->umem = NULL;
@@ -345,16 +347,22 @@ static int vrdma_kernel_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct
 	return 0;
 }
 
-/* The ring lies in the buffer, behind its first line, and its slots are large enough. */
-static bool vrdma_ring_fits(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
-			    u32 buf_bytes)
+/*
+ * The ring lies behind the first line of the buffer, and its slots are large enough. Enlarges
+ * *buf_bytes to the end of the ring.
+ */
+static bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
+			     u64 *buf_bytes)
 {
 	if (!entries)
 		return true;
-	return is_power_of_2(entries) && stride_shift >= VIRTIO_RDMA_WQE_STRIDE_SHIFT_MIN &&
-	       stride_shift <= VIRTIO_RDMA_WQE_STRIDE_SHIFT_MAX &&
-	       least_stride <= 1U << stride_shift && offset >= VIRTIO_RDMA_QP_RINGS_OFFSET &&
-	       IS_ALIGNED(offset, 64) && offset + ((u64)entries << stride_shift) <= buf_bytes;
+	if (!is_power_of_2(entries) || stride_shift < VIRTIO_RDMA_WQE_STRIDE_SHIFT_MIN ||
+	    stride_shift > VIRTIO_RDMA_WQE_STRIDE_SHIFT_MAX ||
+	    least_stride > 1U << stride_shift || offset < VIRTIO_RDMA_QP_RINGS_OFFSET ||
+	    !IS_ALIGNED(offset, 64))
+		return false;
+	*buf_bytes = max(*buf_bytes, offset + ((u64)entries << stride_shift));
+	return true;
 }
 
 static u32 vrdma_send_stride(u32 max_sge, u32 max_inline)

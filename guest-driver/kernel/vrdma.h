@@ -226,7 +226,7 @@ int vrdma_page_list_of_umem(struct vrdma_vdev *vd, struct vrdma_page_list *list,
 			    struct ib_umem *umem, unsigned long page_size);
 void vrdma_page_list_free(struct vrdma_vdev *vd, struct vrdma_page_list *list);
 struct ib_umem *vrdma_ring_umem(struct vrdma_hca *hca, struct vrdma_page_list *list, u64 addr,
-				u32 bytes, u64 least_bytes);
+				u32 buf_bytes, u64 bytes);
 
 /* device.c */
 extern const struct ib_device_ops vrdma_device_ops;
