@@ -57,12 +57,14 @@ static struct vrdma_qp *vrdma_cq_find_qp(struct vrdma_cq *cq, uint32_t qpn)
 }
 
 /*
- * At most `num_entries` completions; returns how many. The consumer index is stored once. A CQE
- * of a QP that is not ours any more is dropped; vrdma_destroy_qp() leaves none behind.
+ * At most `num_entries` completions; returns how many. The consumer index is stored once, or once
+ * a run of CQEs of the same queue. A CQE of a QP that is not ours any more is dropped;
+ * vrdma_destroy_qp() leaves none behind.
  */
 int vrdma_poll_cq(struct ibv_cq *ibv_cq, int num_entries, struct ibv_wc *wc)
 {
 	struct vrdma_cq *cq = to_vcq(ibv_cq);
+	struct vrdma_give_back give = {};
 	uint32_t before;
 	int polled = 0;
 
@@ -83,9 +85,9 @@ int vrdma_poll_cq(struct ibv_cq *ibv_cq, int num_entries, struct ibv_wc *wc)
 			continue;
 
 		flags = vrdma_cqe_flags(last);
-		atomic_store_explicit(flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? &qp->sq.freed :
-									     &qp->rq.freed,
-				      le32toh(cqe->wqe_count), memory_order_release);
+		vrdma_give_back(&give, &cq->ring,
+				flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? &qp->sq : &qp->rq,
+				le32toh(cqe->wqe_count));
 		wc->wr_id = le64toh(cqe->wr_id);
 		wc->status = (enum ibv_wc_status)vrdma_cqe_status(last);
 		wc->opcode = (enum ibv_wc_opcode)vrdma_cqe_opcode(last);
@@ -107,7 +109,7 @@ int vrdma_poll_cq(struct ibv_cq *ibv_cq, int num_entries, struct ibv_wc *wc)
 		polled++;
 	}
 	if (cq->ring.consumer != before)
-		vrdma_cq_store_consumer(&cq->ring);
+		vrdma_give_back_now(&give, &cq->ring);
 	vrdma_unlock(&cq->lock);
 	return polled;
 }

@@ -37,7 +37,8 @@ struct vrdma_doorbell {
  * Orders every store before it against every load after it. A locked operation on the stack does
  * that on x86 and takes about half the time of mfence.
  *
- * The tests build a broken variant on purpose, to prove that they would notice.
+ * The tests build it broken on purpose (VRDMA_TEST_BREAK_*, here and below), to prove that they
+ * would notice.
  */
 static inline void vrdma_full_fence(void)
 {

@@ -153,6 +153,43 @@ static inline void vrdma_cq_store_consumer(struct vrdma_ring_cq *cq)
 }
 
 /*
+ * The slots that the CQEs polled give back to one queue. They may be used again only when the
+ * device knows that the CQEs are gone: or another thread could post at once, and the device would
+ * find no room for the completion in a CQ that is just large enough. So the consumer index is
+ * stored first; and to store it once a call, the latest count of a queue waits here.
+ */
+struct vrdma_give_back {
+	struct vrdma_wq *wq;
+	uint32_t freed;
+};
+
+/* Stores the consumer index and gives the slots back. */
+static inline void vrdma_give_back_now(struct vrdma_give_back *give, struct vrdma_ring_cq *cq)
+{
+	vrdma_cq_store_consumer(cq);
+	if (give->wq)
+		atomic_store_explicit(&give->wq->freed, give->freed, memory_order_release);
+}
+
+/*
+ * Takes down that the CQE just polled, which `cq->consumer` counts, says of queue `wq` that `freed`
+ * of its slots are free.
+ */
+static inline void vrdma_give_back(struct vrdma_give_back *give, struct vrdma_ring_cq *cq,
+				   struct vrdma_wq *wq, uint32_t freed)
+{
+	if (give->wq != wq) {
+		if (give->wq)
+			vrdma_give_back_now(give, cq);
+		give->wq = wq;
+	}
+	give->freed = freed;
+#if defined(VRDMA_TEST_BREAK_GIVE_BACK)
+	atomic_store_explicit(&wq->freed, freed, memory_order_release);
+#endif
+}
+
+/*
  * Arms the CQ for one event: of the next CQE, or of the next solicited one. The caller polls once
  * more afterwards, since a CQE may have come before. An arm for any CQE that has not fired yet is
  * not weakened to one for solicited CQEs (IBA 11.4.2.2).

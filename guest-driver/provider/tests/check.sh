@@ -1,0 +1,22 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+# Runs the ring test as it is, under the sanitizers, and with parts of the protocol broken on
+# purpose, which it must notice. Argument: the folder with the programs. Called by `make check`.
+# VRDMA_TEST_ROUNDS sets the WQEs of each case (default 400000).
+set -eu
+build=$1
+
+"$build/ring_stress" "${VRDMA_TEST_ROUNDS:-400000}"
+for variant in asan tsan; do
+	echo "-- $variant"
+	"$build/ring_stress_$variant" 50000
+done
+# variant:case, the case being one in which it shows soon.
+for broken in fence:1 pending:1 give_back:5; do
+	echo "-- broken on purpose: ${broken%:*}"
+	if "$build/ring_stress_broken_${broken%:*}" 10000000 "${broken#*:}"; then
+		echo "the test did not notice" >&2
+		exit 1
+	fi
+done
+echo "all as it should be"
