@@ -1,1 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! HCA drivers under the midlayer: the soft HCA (and, later, the verbs HCA).
+//!
+//! Nothing here knows how a consumer's work requests reach it.
+
+#![deny(unsafe_code)]
+
+pub mod soft;

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Contexts and protection domains: a tenant's numbers, keys, GIDs and objects.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rdma_midlayer::attr::GidEntry;
+use rdma_midlayer::driver::{
+    AsyncEvent, ContextDriver, ContextInit, CqDriver, CqInit, EventSink, MrDriver, PdDriver,
+    QpDriver, QpInit,
+};
+use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::rcu::{self, Table};
+use rdma_midlayer::types::{Access, Cqn, Gid, Qpn};
+use rdma_midlayer::{Error, MaySleep, Result};
+
+use super::Limits;
+use super::cq::Cq;
+use super::keys::{Mr, Mrs};
+use super::network::Network;
+use super::numbers::{NumberPool, Reuse};
+use super::poller::SoftPoller;
+use super::qp::Qp;
+use super::spin::SpinLock;
+
+/// Numbers below are special or reserved (QP0, QP1).
+const FIRST_QPN: u32 = 16;
+
+/// A tenant of the HCA.
+pub(crate) struct Context {
+    this: Weak<Context>,
+    name: String,
+    limits: Limits,
+    pollers: Vec<Arc<SoftPoller>>,
+    events: Arc<dyn EventSink>,
+    pub(crate) network: Arc<Network>,
+    /// Neither its memory nor its queues may be touched.
+    suspended: AtomicBool,
+    gids: SpinLock<Vec<Option<GidEntry>>>,
+    pub(crate) mrs: Mrs,
+    qps: Table<Qp>,
+    cqs: Table<Cq>,
+    qpns: Mutex<NumberPool>,
+    cqns: Mutex<NumberPool>,
+    pds: Mutex<NumberPool>,
+}
+
+fn locked(pool: &Mutex<NumberPool>) -> std::sync::MutexGuard<'_, NumberPool> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Context {
+    pub(crate) fn new(
+        init: ContextInit,
+        limits: Limits,
+        pollers: Vec<Arc<SoftPoller>>,
+        network: Arc<Network>,
+    ) -> Arc<Self> {
+        let pool = |first, count, reuse| Mutex::new(NumberPool::new(first, count, reuse));
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            name: init.name,
+            pollers,
+            events: init.events,
+            network,
+            suspended: AtomicBool::new(false),
+            gids: SpinLock::new(Vec::new()),
+            mrs: Mrs::new(limits.max_mr),
+            qps: Table::new((FIRST_QPN + limits.max_qp) as usize),
+            cqs: Table::new(limits.max_cq as usize + 1),
+            qpns: pool(FIRST_QPN, limits.max_qp, Reuse::Late),
+            cqns: pool(1, limits.max_cq, Reuse::Early),
+            pds: pool(1, limits.max_pd, Reuse::Early),
+            limits,
+        })
+    }
+
+    /// Reports an event of one of the context's objects. Never sleeps.
+    pub(crate) fn dispatch(&self, event: AsyncEvent) {
+        self.events.dispatch(event);
+    }
+
+    /// The GID at an index of the table. Never sleeps.
+    pub(crate) fn gid(&self, index: u32) -> Option<Gid> {
+        Some(self.gids.lock().get(index as usize)?.as_ref()?.gid)
+    }
+
+    /// The QP with a number. Never sleeps.
+    pub(crate) fn qp(&self, qpn: Qpn) -> Option<Arc<Qp>> {
+        self.qps.get_arc(qpn.0 as usize)
+    }
+
+    /// Whether the tenant is stopped. Whoever finds that it is not may go on until it leaves the RCU
+    /// section in which it asked.
+    #[inline]
+    pub(crate) fn suspended(&self, _guard: &rcu::Guard) -> bool {
+        self.suspended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Unpublishes a QP; returns when nobody can be finding it any more.
+    pub(crate) fn remove_qp(&self, cx: &MaySleep, qpn: Qpn) {
+        drop(self.qps.remove(cx, qpn.0 as usize));
+        locked(&self.qpns).give_back(qpn.0);
+    }
+
+    pub(crate) fn remove_cq(&self, cx: &MaySleep, cqn: Cqn) {
+        drop(self.cqs.remove(cx, cqn.0 as usize));
+        locked(&self.cqns).give_back(cqn.0);
+    }
+
+    fn this(&self) -> Result<Arc<Self>> {
+        self.this.upgrade().ok_or(Error::Gone)
+    }
+}
+
+impl ContextDriver for Context {
+    fn add_gid(&self, _cx: &MaySleep, index: u32, entry: &GidEntry) -> Result<()> {
+        if index >= self.limits.max_gids {
+            return Err(Error::Invalid("GID index"));
+        }
+        if entry.gid == Gid::default() {
+            return Err(Error::Invalid("the GID is all zeros"));
+        }
+        self.network.enter(entry.gid, &self.this()?)?;
+        let index = index as usize;
+        let mut gids = self.gids.lock();
+        if gids.len() <= index {
+            gids.resize(index + 1, None);
+        }
+        let old = gids[index].replace(*entry);
+        drop(gids);
+        if let Some(old) = old {
+            self.network.leave(old.gid, self);
+        }
+        let network = self.network.id();
+        log::debug!("{}: GID {index} is {} on network {network}", self.name, entry.gid);
+        Ok(())
+    }
+
+    fn del_gid(&self, _cx: &MaySleep, index: u32) -> Result<()> {
+        if index >= self.limits.max_gids {
+            return Err(Error::Invalid("GID index"));
+        }
+        let old = self.gids.lock().get_mut(index as usize).and_then(Option::take);
+        if let Some(old) = old {
+            self.network.leave(old.gid, self);
+        }
+        Ok(())
+    }
+
+    fn alloc_pd(&self, _cx: &MaySleep) -> Result<Arc<dyn PdDriver>> {
+        let context = self.this()?;
+        let number = locked(&self.pds).take().ok_or(Error::Limit("protection domains"))?;
+        Ok(Arc::new(Pd { context, number, gone: Mutex::new(false) }))
+    }
+
+    fn create_cq(&self, _cx: &MaySleep, init: CqInit) -> Result<Arc<dyn CqDriver>> {
+        if init.cqe == 0 || init.cqe > self.limits.max_cqe {
+            return Err(Error::Invalid("number of CQEs"));
+        }
+        let context = self.this()?;
+        let number = locked(&self.cqns).take().ok_or(Error::Limit("completion queues"))?;
+        let cq = Arc::new(Cq::new(context, Cqn(number), init));
+        if self.cqs.insert(number as usize, cq.clone()).is_err() {
+            locked(&self.cqns).give_back(number);
+            return Err(Error::Limit("completion queues"));
+        }
+        Ok(cq)
+    }
+
+    fn suspend(&self, cx: &MaySleep) -> Result<()> {
+        self.suspended.store(true, Ordering::Release);
+        rcu::synchronize(cx);
+        Ok(())
+    }
+
+    fn resume(&self, _cx: &MaySleep) -> Result<()> {
+        self.suspended.store(false, Ordering::Release);
+        let numbers = FIRST_QPN..FIRST_QPN + self.limits.max_qp;
+        numbers.filter_map(|qpn| self.qp(Qpn(qpn))).for_each(|qp| qp.go_on());
+        Ok(())
+    }
+
+    fn dealloc(&self, cx: &MaySleep) -> Result<()> {
+        let count = self.gids.lock().len() as u32;
+        (0..count).try_for_each(|index| self.del_gid(cx, index))
+    }
+}
+
+/// A protection domain: a number that MRs and QPs must share.
+pub(crate) struct Pd {
+    context: Arc<Context>,
+    number: u32,
+    gone: Mutex<bool>,
+}
+
+impl PdDriver for Pd {
+    fn reg_mr(
+        &self,
+        _cx: &MaySleep,
+        memory: UserMemory,
+        access: Access,
+    ) -> Result<Arc<dyn MrDriver>> {
+        Ok(Arc::new(Mr::register(self.context.clone(), self.number, memory, access)?))
+    }
+
+    fn create_qp(&self, _cx: &MaySleep, init: QpInit) -> Result<Arc<dyn QpDriver>> {
+        let context = &self.context;
+        let poller = &context.pollers[init.poller % context.pollers.len()];
+        let number = locked(&context.qpns).take().ok_or(Error::Limit("queue pairs"))?;
+        let give_back = || locked(&context.qpns).give_back(number);
+        let qp = Qp::new(context.clone(), self.number, Qpn(number), poller.clone(), init)
+            .inspect_err(|_| give_back())?;
+        if context.qps.insert(number as usize, qp.clone()).is_err() {
+            give_back();
+            return Err(Error::Limit("queue pairs"));
+        }
+        qp.attach();
+        Ok(qp)
+    }
+
+    fn dealloc(&self, _cx: &MaySleep) -> Result<()> {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *gone, true) {
+            return Err(Error::Gone);
+        }
+        locked(&self.context.pds).give_back(self.number);
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Completion queues: in the consumer's memory, or in a ring of the driver's own for `poll_cq`.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rdma_midlayer::driver::{AsyncEvent, CqDriver, CqEvents, CqInit, CqMemory, Notify, Overflow};
+use rdma_midlayer::types::{Cqn, Qpn, WcStatus};
+use rdma_midlayer::work::WorkCompletion;
+use rdma_midlayer::{Error, MaySleep, Result};
+
+use super::context::Context;
+use super::spin::SpinLock;
+
+/// A completion queue.
+pub(crate) struct Cq {
+    context: Arc<Context>,
+    cqn: Cqn,
+    cqe: u32,
+    events: Arc<dyn CqEvents>,
+    store: SpinLock<Store>,
+    /// The QPs that complete here.
+    users: SpinLock<HashSet<Qpn>>,
+    gone: Mutex<bool>,
+}
+
+struct Store {
+    place: Place,
+    /// It overflowed: takes nothing any more (IBA 11.6.3.2).
+    failed: bool,
+}
+
+enum Place {
+    Consumer(Arc<dyn CqMemory>),
+    Own(VecDeque<WorkCompletion>),
+    /// Destroyed.
+    None,
+}
+
+impl Cq {
+    /// A CQ with a number that the context has given it.
+    pub(crate) fn new(context: Arc<Context>, cqn: Cqn, init: CqInit) -> Self {
+        let place = match init.memory {
+            Some(memory) => Place::Consumer(memory),
+            None => Place::Own(VecDeque::new()),
+        };
+        Self {
+            context,
+            cqn,
+            cqe: init.cqe,
+            events: init.events,
+            store: SpinLock::new(Store { place, failed: false }),
+            users: SpinLock::new(HashSet::new()),
+            gone: Mutex::new(false),
+        }
+    }
+
+    /// Whether the CQ belongs to the context.
+    pub(crate) fn is_of(&self, context: &Arc<Context>) -> bool {
+        Arc::ptr_eq(&self.context, context)
+    }
+
+    /// A QP completes here from now on. One whose send and receive queue both do is entered once.
+    pub(crate) fn attach(&self, qpn: Qpn) {
+        self.users.lock().insert(qpn);
+    }
+
+    pub(crate) fn detach(&self, qpn: Qpn) {
+        self.users.lock().remove(&qpn);
+    }
+
+    /// The QPs that complete here.
+    pub(crate) fn users(&self) -> Vec<Qpn> {
+        self.users.lock().iter().copied().collect()
+    }
+
+    /// Adds a completion and reports it. Never sleeps.
+    ///
+    /// # Errors
+    /// `Overflow` if the CQ has no room, now or earlier: the QP goes to ERR. The first time the
+    /// event is dispatched, and the caller sees to the CQ's other QPs (`Overflowed::first`).
+    #[inline]
+    pub(crate) fn push(
+        &self,
+        wc: &WorkCompletion,
+        solicited: bool,
+    ) -> std::result::Result<(), Overflowed> {
+        let solicited = solicited || wc.status != WcStatus::Success;
+        let mut store = self.store.lock();
+        if store.failed {
+            return Err(Overflowed { first: false });
+        }
+        let pushed = match &mut store.place {
+            Place::Consumer(memory) => memory.push(wc),
+            Place::Own(ring) if ring.len() >= self.cqe as usize => Err(Overflow),
+            Place::Own(ring) => {
+                ring.push_back(*wc);
+                Ok(())
+            }
+            Place::None => return Err(Overflowed { first: false }),
+        };
+        store.failed = pushed.is_err();
+        drop(store);
+        if pushed.is_err() {
+            self.context.dispatch(AsyncEvent::CqErr(self.cqn));
+            return Err(Overflowed { first: true });
+        }
+        if self.events.wanted() {
+            self.events.completed(solicited);
+        }
+        Ok(())
+    }
+}
+
+/// A completion was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overflowed {
+    /// It is the first that this CQ lost.
+    pub(crate) first: bool,
+}
+
+impl CqDriver for Cq {
+    fn cqn(&self) -> Cqn {
+        self.cqn
+    }
+
+    fn cqe(&self) -> u32 {
+        self.cqe
+    }
+
+    fn poll_cq(&self, wcs: &mut Vec<WorkCompletion>, max: usize) -> Result<usize> {
+        let mut store = self.store.lock();
+        match &mut store.place {
+            Place::Own(ring) => {
+                let count = ring.len().min(max);
+                wcs.extend(ring.drain(..count));
+                Ok(count)
+            }
+            Place::Consumer(_) => Err(Error::Unsupported("polling a CQ in the consumer's memory")),
+            Place::None => Err(Error::Gone),
+        }
+    }
+
+    /// All completions are reported anyway; whose memory they are in knows whether there are any.
+    fn req_notify_cq(&self, _notify: Notify) -> Result<bool> {
+        match &self.store.lock().place {
+            Place::Own(ring) => Ok(!ring.is_empty()),
+            Place::Consumer(_) => Ok(false),
+            Place::None => Err(Error::Gone),
+        }
+    }
+
+    fn destroy(&self, cx: &MaySleep) -> Result<()> {
+        if !self.users.lock().is_empty() {
+            return Err(Error::Busy("QPs complete to this CQ"));
+        }
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *gone, true) {
+            return Err(Error::Gone);
+        }
+        // Whoever pushes holds the lock: afterwards nobody touches the consumer's memory.
+        let place = std::mem::replace(&mut self.store.lock().place, Place::None);
+        drop(place);
+        self.context.remove_cq(cx, self.cqn);
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The soft HCA: an HCA in software that needs nothing from the host. Two QPs of one daemon talk by
+//! one copy from memory to memory.
+//!
+//! Here: the HCA itself and its limits. A QP's work is in `qp`; who runs it, in `poller`.
+//!
+//! Locks. Those of the data path are spinlocks, taken in this order: a QP's requester side, a QP's
+//! responder side (its own or its peer's, one at a time), then any of the leaves (CQ, GIDs, network,
+//! run queue), one at a time. No thread that holds a responder side ever waits for a requester side,
+//! so two QPs that send to each other cannot lock each other out.
+
+mod context;
+mod cq;
+mod keys;
+mod network;
+mod numbers;
+mod place;
+mod poller;
+mod qp;
+mod spin;
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rdma_midlayer::attr::{DeviceAttr, PortAttr};
+use rdma_midlayer::driver::{ContextDriver, ContextInit, HcaDriver, Poller};
+use rdma_midlayer::types::{Mtu, PortState};
+use rdma_midlayer::work::MAX_SGE;
+use rdma_midlayer::{Error, MaySleep, Result};
+
+use context::Context;
+use network::Network;
+use poller::SoftPoller;
+
+/// Bytes of the longest message (IBA 9.7.7).
+pub(crate) const MAX_MESSAGE: u64 = 1 << 31;
+
+/// How to make a soft HCA.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name, unique among registered devices.
+    pub name: String,
+    /// Parts that need CPU time: one for each worker. At least 1.
+    pub pollers: usize,
+    /// Limits, per context.
+    pub limits: Limits,
+}
+
+/// What a context may have. None of it costs memory before it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// QPs: up to 2^23.
+    pub max_qp: u32,
+    /// CQs.
+    pub max_cq: u32,
+    /// CQEs in a CQ.
+    pub max_cqe: u32,
+    /// MRs: up to 2^20 - 1.
+    pub max_mr: u32,
+    /// Bytes in an MR.
+    pub max_mr_size: u64,
+    /// PDs.
+    pub max_pd: u32,
+    /// WRs in a queue.
+    pub max_qp_wr: u32,
+    /// SGEs in a WR: up to 30.
+    pub max_sge: u32,
+    /// Bytes of inline data.
+    pub max_inline: u32,
+    /// READs and atomics outstanding at a QP, in either role: up to 255.
+    pub max_rd_atomic: u8,
+    /// Entries of the GID table.
+    pub max_gids: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_qp: 65_536,
+            max_cq: 65_536,
+            max_cqe: 1 << 22,
+            max_mr: 1_000_000,
+            max_mr_size: 1 << 48,
+            max_pd: 65_536,
+            max_qp_wr: 16_384,
+            max_sge: MAX_SGE as u32,
+            max_inline: 1024,
+            max_rd_atomic: 128,
+            max_gids: 256,
+        }
+    }
+}
+
+/// The soft HCA.
+pub struct SoftHca {
+    config: Config,
+    pollers: Vec<Arc<SoftPoller>>,
+    networks: Mutex<HashMap<u64, Weak<Network>>>,
+}
+
+impl SoftHca {
+    /// An HCA without contexts.
+    pub fn new(mut config: Config) -> Self {
+        let limits = &mut config.limits;
+        limits.max_sge = limits.max_sge.min(MAX_SGE as u32);
+        limits.max_mr = limits.max_mr.min(keys::MAX_MRS);
+        limits.max_qp = limits.max_qp.min(1 << 23);
+        let pollers = (0..config.pollers.max(1)).map(|_| Arc::new(SoftPoller::new())).collect();
+        Self { config, pollers, networks: Mutex::new(HashMap::new()) }
+    }
+
+    fn network(&self, id: u64) -> Arc<Network> {
+        let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        networks.retain(|_, network| network.strong_count() > 0);
+        match networks.get(&id).and_then(Weak::upgrade) {
+            Some(network) => network,
+            None => {
+                let network = Arc::new(Network::new(id));
+                networks.insert(id, Arc::downgrade(&network));
+                network
+            }
+        }
+    }
+}
+
+impl HcaDriver for SoftHca {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn query_device(&self, _cx: &MaySleep) -> Result<DeviceAttr> {
+        let limits = &self.config.limits;
+        Ok(DeviceAttr {
+            node_guid: node_guid(&self.config.name),
+            fw_ver: firmware_version(),
+            max_mr_size: limits.max_mr_size,
+            page_size_cap: !0xfff,
+            vendor_id: 0,
+            vendor_part_id: 0,
+            hw_ver: 0,
+            max_qp: limits.max_qp,
+            max_qp_wr: limits.max_qp_wr,
+            max_send_sge: limits.max_sge,
+            max_recv_sge: limits.max_sge,
+            max_sge_rd: limits.max_sge,
+            max_inline: limits.max_inline,
+            max_cq: limits.max_cq,
+            max_cqe: limits.max_cqe,
+            max_mr: limits.max_mr,
+            max_pd: limits.max_pd,
+            max_qp_rd_atom: u32::from(limits.max_rd_atomic),
+            max_qp_init_rd_atom: u32::from(limits.max_rd_atomic),
+            atomic_cap: 2,
+            max_pkeys: 1,
+            local_ca_ack_delay: 15,
+            ..DeviceAttr::default()
+        })
+    }
+
+    fn query_port(&self, _cx: &MaySleep, port: u8) -> Result<PortAttr> {
+        if port != 1 {
+            return Err(Error::Invalid("there is one port"));
+        }
+        Ok(PortAttr {
+            state: PortState::Active,
+            max_mtu: Mtu::Mtu4096,
+            active_mtu: Mtu::Mtu4096,
+            max_msg_sz: MAX_MESSAGE as u32,
+            gid_tbl_len: self.config.limits.max_gids,
+            pkey_tbl_len: 1,
+            // 4X of 25 Gb/s: there is no code for a memory bus.
+            active_width: 2,
+            active_speed: 32,
+        })
+    }
+
+    fn alloc_context(&self, _cx: &MaySleep, init: ContextInit) -> Result<Arc<dyn ContextDriver>> {
+        let network = self.network(init.network);
+        Ok(Context::new(init, self.config.limits.clone(), self.pollers.clone(), network))
+    }
+
+    fn pollers(&self) -> Vec<Arc<dyn Poller>> {
+        self.pollers.iter().map(|p| p.clone() as Arc<dyn Poller>).collect()
+    }
+}
+
+/// The same for the same name, and marked as locally administered.
+fn node_guid(name: &str) -> [u8; 8] {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    let mut guid = hasher.finish().to_be_bytes();
+    guid[0] = guid[0] & 0xfc | 2;
+    guid
+}
+
+fn firmware_version() -> u64 {
+    let part = |text: &str| text.parse::<u64>().unwrap_or(0);
+    part(env!("CARGO_PKG_VERSION_MAJOR")) << 32
+        | part(env!("CARGO_PKG_VERSION_MINOR")) << 16
+        | part(env!("CARGO_PKG_VERSION_PATCH"))
+}

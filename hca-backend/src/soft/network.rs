@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Networks: which context has which GID. Peers find each other here once, and then ask only whether
+//! anything has changed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use rdma_midlayer::types::Gid;
+use rdma_midlayer::{Error, Result};
+
+use super::context::Context;
+use super::spin::SpinLock;
+
+/// One network: GIDs are unique in it, and QPs reach no further.
+pub(crate) struct Network {
+    id: u64,
+    /// Changes whenever a GID comes or goes.
+    epoch: AtomicU64,
+    holders: SpinLock<HashMap<Gid, Holder>>,
+}
+
+struct Holder {
+    context: Weak<Context>,
+    /// A context may enter a GID at several indices (one per VLAN, say).
+    entries: u32,
+}
+
+impl Network {
+    pub(crate) fn new(id: u64) -> Self {
+        Self { id, epoch: AtomicU64::new(1), holders: SpinLock::new(HashMap::new()) }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What was found stays right while this does not change.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Gives a GID to a context.
+    ///
+    /// # Errors
+    /// `Busy` if another context has it.
+    pub(crate) fn enter(&self, gid: Gid, context: &Arc<Context>) -> Result<()> {
+        let mut holders = self.holders.lock();
+        let holder = holders
+            .entry(gid)
+            .or_insert_with(|| Holder { context: Arc::downgrade(context), entries: 0 });
+        if holder.context.as_ptr() != Arc::as_ptr(context) {
+            if holder.context.strong_count() > 0 {
+                return Err(Error::Busy("another context of the network has this GID"));
+            }
+            *holder = Holder { context: Arc::downgrade(context), entries: 0 };
+        }
+        holder.entries += 1;
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Takes a GID from the context that has it.
+    pub(crate) fn leave(&self, gid: Gid, context: &Context) {
+        let mut holders = self.holders.lock();
+        if let Some(holder) = holders.get_mut(&gid)
+            && std::ptr::eq(holder.context.as_ptr(), context)
+        {
+            holder.entries -= 1;
+            if holder.entries == 0 {
+                holders.remove(&gid);
+            }
+        }
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The context that has a GID. Never sleeps.
+    pub(crate) fn find(&self, gid: Gid) -> Option<Arc<Context>> {
+        self.holders.lock().get(&gid)?.context.upgrade()
+    }
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Queue pairs. Here: the object, its state, and the verbs. How a send WR is carried out is in
+//! `requester`, how the peer's side answers in `responder`, modify and query in `attr`.
+
+mod attr;
+mod queue;
+mod requester;
+mod responder;
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
+use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, QpDriver, QpInit, own};
+use rdma_midlayer::rcu::Guard;
+use rdma_midlayer::types::{QpState, QpType, Qpn};
+use rdma_midlayer::work::{RecvWr, SendWr, WorkCompletion};
+use rdma_midlayer::{Error, MaySleep, Result};
+
+use super::context::Context;
+use super::cq::{Cq, Overflowed};
+use super::poller::{Queued, SoftPoller};
+use super::spin::SpinLock;
+use requester::Requester;
+use responder::Responder;
+
+/// Bytes that are moved in one go: what a lock is held for, and what another QP has to wait for.
+const PIECE: u64 = 64 << 10;
+
+/// Flushed completions made in one go.
+const FLUSH_A_TURN: usize = 256;
+
+/// Tells QPs apart for ever, unlike numbers, which come back.
+static NEXT_UID: AtomicU64 = AtomicU64::new(1);
+
+/// On a cache line of its own: one side belongs to this QP's worker, the other to the peer's.
+#[repr(align(128))]
+struct Side<T>(SpinLock<T>);
+
+/// What a QP was created with.
+#[derive(Clone, Copy, Debug)]
+struct Creation {
+    pd: u32,
+    cap: QpCap,
+    signal_all: bool,
+    /// The send WQEs stay in the consumer's ring; few are held here.
+    consumer_ring: bool,
+    /// The receive WQEs are fetched from the consumer.
+    recv_source: bool,
+}
+
+/// A queue pair.
+pub(crate) struct Qp {
+    this: Weak<Qp>,
+    uid: u64,
+    qpn: Qpn,
+    created: Creation,
+    context: Arc<Context>,
+    poller: Arc<SoftPoller>,
+    /// Written with both sides locked, but for the step to ERR, for which either will do.
+    state: AtomicU8,
+    destroyed: AtomicBool,
+    queued: Queued,
+    /// The peer has posted a receive WR for which this QP waits.
+    recv_came: AtomicBool,
+    requester: Side<Requester>,
+    responder: Side<Responder>,
+}
+
+impl Qp {
+    /// A QP in RESET, with a number that the context has given it.
+    pub(crate) fn new(
+        context: Arc<Context>,
+        pd: u32,
+        qpn: Qpn,
+        poller: Arc<SoftPoller>,
+        init: QpInit,
+    ) -> Result<Arc<Self>> {
+        if init.qp_type != QpType::Rc {
+            return Err(Error::Unsupported("QP types other than RC"));
+        }
+        if init.srq.is_some() || init.xrcd.is_some() {
+            return Err(Error::Unsupported("SRQ and XRC"));
+        }
+        let (cap, limits) = (init.cap, context.limits());
+        if cap.max_send_wr > limits.max_qp_wr
+            || cap.max_recv_wr > limits.max_qp_wr
+            || cap.max_send_sge > limits.max_sge
+            || cap.max_recv_sge > limits.max_sge
+            || cap.max_inline > limits.max_inline
+        {
+            return Err(Error::Invalid("sizes of the QP's queues"));
+        }
+        let send_cq: Arc<Cq> = own(init.send_cq)?;
+        let recv_cq: Arc<Cq> = own(init.recv_cq)?;
+        if !send_cq.is_of(&context) || !recv_cq.is_of(&context) {
+            return Err(Error::Invalid("a CQ of another context"));
+        }
+        let created = Creation {
+            pd,
+            cap,
+            signal_all: init.signal_all,
+            consumer_ring: init.send_ready.is_some(),
+            recv_source: init.recv_source.is_some(),
+        };
+        Ok(Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            uid: NEXT_UID.fetch_add(1, Ordering::Relaxed),
+            qpn,
+            created,
+            context,
+            poller,
+            state: AtomicU8::new(QpState::Reset.code()),
+            destroyed: AtomicBool::new(false),
+            queued: Queued::new(),
+            recv_came: AtomicBool::new(false),
+            requester: Side(SpinLock::new(Requester::new(send_cq, init.send_ready))),
+            responder: Side(SpinLock::new(Responder::new(recv_cq, init.recv_source))),
+        }))
+    }
+
+    /// Enters the QP with its CQs, once it can be found by number.
+    pub(crate) fn attach(&self) {
+        let cqs = [self.requester.0.lock().cq.clone(), self.responder.0.lock().cq.clone()];
+        cqs.iter().flatten().for_each(|cq| cq.attach(self.qpn));
+    }
+
+    pub(crate) fn queued(&self) -> &Queued {
+        &self.queued
+    }
+
+    #[inline]
+    fn state(&self) -> QpState {
+        QpState::from_code(self.state.load(Ordering::Acquire)).unwrap_or(QpState::Err)
+    }
+
+    /// Has the QP's poller run it.
+    fn schedule(&self) {
+        if let Some(this) = self.this.upgrade() {
+            self.poller.schedule(&this);
+        }
+    }
+
+    /// Goes to ERR, unless it is there; whether it was not. The poller flushes what is outstanding.
+    /// The caller has locked one side and knows that the QP is not in RESET.
+    fn enter_error(&self) -> bool {
+        let old = self.state.swap(QpState::Err.code(), Ordering::AcqRel);
+        self.schedule();
+        old != QpState::Err.code()
+    }
+
+    /// The QP's CQ failed (IBA 11.6.3.2): goes to ERR, and says so.
+    pub(crate) fn fatal(&self) {
+        let _responder = self.responder.0.lock();
+        self.fatal_locked();
+    }
+
+    fn fatal_locked(&self) {
+        if self.state() != QpState::Reset && self.enter_error() {
+            self.context.dispatch(AsyncEvent::QpFatal(self.qpn));
+        }
+    }
+
+    /// Adds a completion. If the CQ has no room the QP fails. The caller has locked one side.
+    #[inline]
+    fn push(&self, cq: Option<&Arc<Cq>>, wc: &WorkCompletion, solicited: bool) {
+        let Some(cq) = cq else { return };
+        if let Err(overflowed) = cq.push(wc, solicited) {
+            self.overflowed(cq, overflowed);
+        }
+    }
+
+    #[cold]
+    fn overflowed(&self, cq: &Cq, overflowed: Overflowed) {
+        self.fatal_locked();
+        if overflowed.first {
+            self.poller.cq_failed(self.context.clone(), cq);
+        }
+    }
+
+    /// Completes in order with `WrFlushErr` what is outstanding, up to `max` of either queue. Whether
+    /// there is more. Does nothing unless the QP is in ERR.
+    fn flush(&self, max: usize, guard: &Guard) -> bool {
+        let failed = || self.state() == QpState::Err;
+        let mut requester = self.requester.0.lock();
+        let more_sends = failed() && self.flush_sends(&mut requester, max, guard);
+        drop(requester);
+        let mut responder = self.responder.0.lock();
+        let more_recvs = failed() && self.flush_recvs(&mut responder, max, guard);
+        more_sends || more_recvs
+    }
+
+    /// The tenant goes on after a stop.
+    pub(crate) fn go_on(&self) {
+        self.schedule();
+    }
+}
+
+impl QpDriver for Qp {
+    fn qpn(&self) -> Qpn {
+        self.qpn
+    }
+
+    fn cap(&self) -> QpCap {
+        self.created.cap
+    }
+
+    fn modify(&self, _cx: &MaySleep, attr: &QpAttr, mask: QpAttrMask) -> Result<()> {
+        self.modify_attr(attr, mask)
+    }
+
+    fn query(&self, _cx: &MaySleep) -> Result<QpAttr> {
+        self.query_attr()
+    }
+
+    fn destroy(&self, cx: &MaySleep) -> Result<()> {
+        // Whoever works for this QP, as requester or as the peer of one, has one of its sides locked:
+        // with both locked nobody does, and afterwards there is nothing left to touch.
+        let mut requester = self.requester.0.lock();
+        let mut responder = self.responder.0.lock();
+        if self.destroyed.swap(true, Ordering::AcqRel) {
+            return Err(Error::Gone);
+        }
+        self.reset(&mut requester, &mut responder);
+        let ready = requester.ready.take();
+        let source = responder.source.take();
+        let cqs = [requester.cq.take(), responder.cq.take()];
+        drop(responder);
+        drop(requester);
+        self.context.remove_qp(cx, self.qpn);
+        cqs.iter().flatten().for_each(|cq| cq.detach(self.qpn));
+        drop((ready, source));
+        Ok(())
+    }
+
+    fn post_send(&self, wr: &SendWr<'_>) -> Result<()> {
+        self.send(wr)
+    }
+
+    fn post_malformed_send(&self, wqe: MalformedWqe) -> Result<()> {
+        self.send_malformed(wqe)
+    }
+
+    fn post_recv(&self, wr: &RecvWr<'_>) -> Result<()> {
+        self.recv(wr)
+    }
+
+    fn recv_posted(&self) {
+        self.recv_arrived();
+    }
+}
+
+impl Drop for Qp {
+    fn drop(&mut self) {
+        log::trace!("QP {} is freed", self.qpn);
+    }
+}

@@ -1,0 +1,524 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The requester side: send WRs, carried out one after the other. A small one on an idle QP is done
+//! inside `post_send`; the rest is the poller's, in bounded pieces.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rdma_midlayer::attr::{QpAttr, QpAttrMask};
+use rdma_midlayer::driver::{MalformedWqe, SendReady};
+use rdma_midlayer::rcu::{self, Guard};
+use rdma_midlayer::types::{Access, Gid, Psn, QpState, WcOpcode, WcStatus, WrOpcode};
+use rdma_midlayer::work::{SendData, SendFlags, SendWr, WcFlags, WorkCompletion};
+use rdma_midlayer::{Error, Result};
+
+use super::queue::{Current, SendQueue};
+use super::responder::Request;
+use super::{FLUSH_A_TURN, PIECE, Qp};
+use crate::soft::MAX_MESSAGE;
+use crate::soft::cq::Cq;
+use crate::soft::place::{Place, View};
+use crate::soft::poller::TimerKey;
+
+/// WRs held for a consumer that keeps them in a ring of its own.
+const WINDOW: usize = 16;
+
+/// WRs that one turn of the poller carries out for a QP.
+const WRS_A_TURN: usize = 16;
+
+/// The requester side of a QP.
+pub(super) struct Requester {
+    /// As set by modify; PSNs and state have moved on since.
+    pub(super) attr: QpAttr,
+    pub(super) link: Link,
+    pub(super) cq: Option<Arc<Cq>>,
+    pub(super) ready: Option<Arc<dyn SendReady>>,
+    /// The consumer was told `QueueFull`.
+    ready_due: bool,
+    queue: SendQueue,
+    pub(super) current: Current,
+    wait: Option<Wait>,
+    rnr_left: u8,
+    retries_left: u8,
+    /// `SqDrained` is asked for.
+    pub(super) drain_event: bool,
+}
+
+/// What the current WR waits for.
+struct Wait {
+    why: Why,
+    /// `None`: for ever.
+    timer: Option<TimerKey>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// The peer had no receive WQE.
+    Rnr,
+    /// The request was lost: there is no such peer, or it is not connected to us.
+    Ack,
+}
+
+/// How a step of a WR ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The WR is carried out.
+    Done,
+    /// So many bytes of it are.
+    More(u64),
+    /// The peer has no receive WQE; its timer code.
+    Rnr(u8),
+    /// Nobody answers.
+    Lost,
+    /// Another thread is at the peer: later.
+    Busy,
+    /// The WR ends with an error.
+    Fail(WcStatus),
+}
+
+/// The way to the peer.
+pub(super) struct Link {
+    /// Of the next packet.
+    pub(super) psn: Psn,
+    peer: Option<Peer>,
+}
+
+/// The peer, as found by GID and number.
+struct Peer {
+    qp: Arc<Qp>,
+    /// Right while the network has this epoch.
+    epoch: u64,
+    source: Gid,
+}
+
+impl Link {
+    /// The peer, its proof of identity looked up only when GIDs have changed.
+    #[inline]
+    fn resolve(&mut self, qp: &Qp, attr: &QpAttr) -> Option<&Peer> {
+        let epoch = qp.context.network.epoch();
+        if self.peer.as_ref().is_none_or(|peer| peer.epoch != epoch) {
+            self.peer = None;
+            let source = qp.context.gid(attr.ah.sgid_index)?;
+            let context = qp.context.network.find(attr.ah.dgid)?;
+            let found = context.qp(attr.dest_qpn)?;
+            self.peer = Some(Peer { qp: found, epoch, source });
+        }
+        self.peer.as_ref()
+    }
+}
+
+impl Requester {
+    pub(super) fn new(cq: Arc<Cq>, ready: Option<Arc<dyn SendReady>>) -> Self {
+        Self {
+            attr: QpAttr::default(),
+            link: Link { psn: Psn::new(0), peer: None },
+            cq: Some(cq),
+            ready,
+            ready_due: false,
+            queue: SendQueue::default(),
+            current: Current::default(),
+            wait: None,
+            rnr_left: 0,
+            retries_left: 0,
+            drain_event: false,
+        }
+    }
+
+    /// Takes over the attributes that count.
+    pub(super) fn configure(&mut self, new: &QpAttr, mask: QpAttrMask) {
+        macro_rules! take {
+            ($($bit:ident: $field:ident,)*) => {
+                $(if mask.contains(QpAttrMask::$bit) { self.attr.$field = new.$field; })*
+            };
+        }
+        take! {
+            PATH_MTU: path_mtu, PORT: port, QKEY: qkey, RQ_PSN: rq_psn, SQ_PSN: sq_psn,
+            DEST_QPN: dest_qpn, ACCESS_FLAGS: access, AV: ah, PKEY_INDEX: pkey_index,
+            MAX_QP_RD_ATOMIC: max_rd_atomic, MAX_DEST_RD_ATOMIC: max_dest_rd_atomic,
+            MIN_RNR_TIMER: min_rnr_timer, TIMEOUT: timeout, RETRY_CNT: retry_cnt,
+            RNR_RETRY: rnr_retry,
+        }
+        if mask.contains(QpAttrMask::SQ_PSN) {
+            self.link.psn = new.sq_psn;
+        }
+        if mask.contains(QpAttrMask::AV) || mask.contains(QpAttrMask::DEST_QPN) {
+            self.link.peer = None;
+        }
+    }
+
+    /// As new. No timer is running.
+    pub(super) fn reset(&mut self) {
+        self.attr = QpAttr::default();
+        self.link = Link { psn: Psn::new(0), peer: None };
+        self.ready_due = false;
+        self.queue.clear();
+        self.current = Current::default();
+        self.drain_event = false;
+    }
+
+    /// Whether a WR waits to be begun or to be gone on with.
+    pub(super) fn has_work(&self) -> bool {
+        !self.queue.is_empty() || !self.current.is_none()
+    }
+
+    /// A WR makes a first attempt, or progress: all retries are there again.
+    #[inline]
+    fn refill_retries(&mut self) {
+        self.rnr_left = self.attr.rnr_retry;
+        self.retries_left = self.attr.retry_cnt;
+    }
+
+    /// Tells a consumer that was told `QueueFull` that there is room.
+    fn announce_room(&mut self) {
+        if self.ready_due && self.queue.len() <= WINDOW / 2 {
+            self.ready_due = false;
+            if let Some(ready) = &self.ready {
+                ready.send_ready();
+            }
+        }
+    }
+}
+
+impl Qp {
+    /// post_send.
+    #[inline]
+    pub(super) fn send(&self, wr: &SendWr<'_>) -> Result<()> {
+        let len = self.check_send(wr)?;
+        let guard = rcu::enter();
+        let mut requester = self.requester.0.lock();
+        let r = &mut *requester;
+        if self.state() == QpState::Rts
+            && len <= PIECE
+            && !r.has_work()
+            && !self.context.suspended(&guard)
+        {
+            r.refill_retries();
+            match self.execute(&r.attr, &mut r.link, wr, len, 0, &guard) {
+                Step::Done => self.complete(r.cq.as_ref(), wr, len, WcStatus::Success),
+                step => {
+                    r.current.load(wr, 0);
+                    self.suspend(r, step, Instant::now());
+                }
+            }
+            return Ok(());
+        }
+        self.send_later(r, &guard, |queue| queue.push(wr))
+    }
+
+    /// post_malformed_send.
+    pub(super) fn send_malformed(&self, wqe: MalformedWqe) -> Result<()> {
+        let guard = rcu::enter();
+        let mut requester = self.requester.0.lock();
+        self.send_later(&mut requester, &guard, |queue| queue.push_malformed(wqe))
+    }
+
+    fn send_later(
+        &self,
+        r: &mut Requester,
+        guard: &Guard,
+        push: impl FnOnce(&mut SendQueue),
+    ) -> Result<()> {
+        if self.destroyed.load(Ordering::Acquire) {
+            return Err(Error::Gone);
+        }
+        let state = self.state();
+        if matches!(state, QpState::Reset | QpState::Init | QpState::Rtr) {
+            return Err(Error::BadState("post_send"));
+        }
+        let room =
+            if self.created.consumer_ring { WINDOW } else { self.created.cap.max_send_wr as usize };
+        if r.queue.len() + usize::from(!r.current.is_none()) >= room {
+            r.ready_due = true;
+            return Err(Error::QueueFull);
+        }
+        push(&mut r.queue);
+        let run_it = match state {
+            // In place if nothing is before it: a consumer that drains need not wait for a turn.
+            QpState::Err => self.flush_sends(r, FLUSH_A_TURN, guard),
+            QpState::Sqd => false,
+            _ => r.wait.is_none(),
+        };
+        if run_it {
+            self.schedule();
+        }
+        Ok(())
+    }
+
+    /// Checks what a WR may not have in any state; returns its length.
+    #[inline]
+    fn check_send(&self, wr: &SendWr<'_>) -> Result<u64> {
+        let inline_allowed = match wr.opcode {
+            WrOpcode::Send
+            | WrOpcode::SendWithImm
+            | WrOpcode::RdmaWrite
+            | WrOpcode::RdmaWriteWithImm => true,
+            WrOpcode::RdmaRead | WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => false,
+            _ => return Err(Error::Invalid("opcode")),
+        };
+        match wr.data {
+            SendData::Sges(sges) if sges.len() > self.created.cap.max_send_sge as usize => {
+                Err(Error::Invalid("number of SGEs"))
+            }
+            SendData::Inline(_) if !inline_allowed => Err(Error::Invalid("inline data")),
+            SendData::Inline(bytes) if bytes.len() > self.created.cap.max_inline as usize => {
+                Err(Error::Invalid("length of inline data"))
+            }
+            SendData::Reg(_) | SendData::Bind(_) => Err(Error::Invalid("data of the opcode")),
+            data => Ok(length(data)),
+        }
+    }
+
+    /// Carries out the next piece of a WR. Never sleeps.
+    #[inline]
+    fn execute(
+        &self,
+        attr: &QpAttr,
+        link: &mut Link,
+        wr: &SendWr<'_>,
+        len: u64,
+        offset: u64,
+        guard: &Guard,
+    ) -> Step {
+        let (reads, atomic) = match wr.opcode {
+            WrOpcode::RdmaRead => (true, false),
+            WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => (true, true),
+            _ => (false, false),
+        };
+        if len > MAX_MESSAGE || atomic && len != 8 {
+            return Step::Fail(WcStatus::LocLenErr);
+        }
+        if reads && attr.max_rd_atomic == 0 {
+            return Step::Fail(WcStatus::LocQpOpErr);
+        }
+        let access = if reads { Access::LOCAL_WRITE } else { Access::NONE };
+        let view = View { mrs: &self.context.mrs, pd: self.created.pd, access, guard };
+        let Ok(local) = Place::of_data(wr.data, len, view) else {
+            return Step::Fail(WcStatus::LocProtErr);
+        };
+        if self.recv_came.load(Ordering::Relaxed) {
+            self.recv_came.store(false, Ordering::Relaxed);
+        }
+        let psn = link.psn;
+        let Some(peer) = link.resolve(self, attr) else { return Step::Lost };
+        let Some(mut responder) = peer.qp.responder.0.try_lock_briefly() else {
+            return Step::Busy;
+        };
+        let request = Request { from: self, attr, wr, len, offset, local: &local, guard };
+        if !peer.qp.accepts(&mut responder, &request, psn, peer.epoch, peer.source) {
+            drop(responder);
+            link.peer = None;
+            return Step::Lost;
+        }
+        let step = peer.qp.respond(&mut responder, &request);
+        if step == Step::Done {
+            let next = psn.plus(packets(len, attr.path_mtu.bytes() as u64));
+            responder.advance(next);
+            drop(responder);
+            link.psn = next;
+        }
+        step
+    }
+
+    /// Makes the completion of a WR, if it wants one.
+    #[inline]
+    fn complete(&self, cq: Option<&Arc<Cq>>, wr: &SendWr<'_>, len: u64, status: WcStatus) {
+        let signaled = self.created.signal_all || wr.flags.contains(SendFlags::SIGNALED);
+        if status == WcStatus::Success && !signaled {
+            return;
+        }
+        let opcode = WcOpcode::from(wr.opcode);
+        let read = matches!(opcode, WcOpcode::RdmaRead | WcOpcode::CompSwap | WcOpcode::FetchAdd);
+        let wc = WorkCompletion {
+            wr_id: wr.wr_id,
+            ticket: wr.ticket,
+            status,
+            opcode,
+            flags: WcFlags::default(),
+            qpn: self.qpn,
+            byte_len: if read && status == WcStatus::Success { len as u32 } else { 0 },
+            imm: 0,
+            src_qpn: self.qpn,
+            vendor_err: 0,
+        };
+        self.push(cq, &wc, false);
+    }
+
+    /// The current WR has come to an end.
+    fn end_current(&self, r: &mut Requester, status: WcStatus) {
+        if let Some(wr) = r.current.wr() {
+            self.complete(r.cq.as_ref(), &wr, length(wr.data), status);
+        }
+        r.current.end();
+        if status == WcStatus::Success {
+            self.drained(r);
+        } else {
+            self.enter_error();
+        }
+    }
+
+    /// Deals with a step of the current WR that did not end it well.
+    #[cold]
+    fn suspend(&self, r: &mut Requester, step: Step, now: Instant) {
+        match step {
+            Step::Done => self.end_current(r, WcStatus::Success),
+            Step::Fail(status) => self.end_current(r, status),
+            Step::Busy => self.schedule(),
+            Step::More(offset) => {
+                r.current.offset = offset;
+                r.refill_retries();
+                self.schedule();
+            }
+            Step::Rnr(_) if r.rnr_left == 0 => self.end_current(r, WcStatus::RnrRetryExcErr),
+            Step::Rnr(code) => {
+                if r.rnr_left < 7 {
+                    r.rnr_left -= 1;
+                }
+                self.wait(r, Why::Rnr, Some(now + rnr_delay(code)));
+            }
+            Step::Lost => {
+                let until = (r.attr.timeout != 0).then(|| now + ack_timeout(r.attr.timeout));
+                self.wait(r, Why::Ack, until);
+            }
+        }
+    }
+
+    fn wait(&self, r: &mut Requester, why: Why, until: Option<Instant>) {
+        let this = self.this.upgrade();
+        let timer = until.zip(this).map(|(at, this)| self.poller.arm(at, &this));
+        r.wait = Some(Wait { why, timer });
+    }
+
+    /// Ends a wait, without a word about what comes next.
+    pub(super) fn stop_waiting(&self, r: &mut Requester) {
+        if let Some(Wait { timer: Some(timer), .. }) = r.wait.take() {
+            self.poller.cancel(timer);
+        }
+    }
+
+    /// Ends the wait if what it waits for has come. Whether it has.
+    fn stop_wait_if_due(&self, r: &mut Requester, now: Instant) -> bool {
+        let Some(wait) = &r.wait else { return true };
+        let why = wait.why;
+        let came = why == Why::Rnr && self.recv_came.swap(false, Ordering::AcqRel);
+        if !came && wait.timer.is_none_or(|(at, _)| at > now) {
+            return false;
+        }
+        self.stop_waiting(r);
+        if why == Why::Ack {
+            match r.retries_left.checked_sub(1) {
+                Some(left) => r.retries_left = left,
+                None => self.end_current(r, WcStatus::RetryExcErr),
+            }
+        }
+        true
+    }
+
+    /// Works on the QP for a bounded time; returns how many pieces or WRs. Never sleeps.
+    pub(crate) fn run(&self, now: Instant, guard: &Guard) -> usize {
+        let mut requester = self.requester.0.lock();
+        let r = &mut *requester;
+        let (mut used, mut bytes) = (0, 0);
+        if self.context.suspended(guard) {
+            return 0;
+        }
+        let again = loop {
+            match self.state() {
+                QpState::Rts => {}
+                QpState::Sqd if !r.current.is_none() => {}
+                QpState::Err => {
+                    drop(requester);
+                    break self.flush(FLUSH_A_TURN, guard);
+                }
+                _ => break false,
+            }
+            if used >= WRS_A_TURN || bytes >= PIECE {
+                break true;
+            }
+            if r.wait.is_some() {
+                if self.stop_wait_if_due(r, now) {
+                    continue;
+                }
+                break false;
+            }
+            if r.current.is_none() {
+                if !r.queue.pop_into(&mut r.current) {
+                    break false;
+                }
+                r.refill_retries();
+                r.announce_room();
+            }
+            used += 1;
+            let Some(wr) = r.current.wr() else { break false };
+            let (len, offset) = (length(wr.data), r.current.offset);
+            let step = if r.current.is_malformed() {
+                Step::Fail(WcStatus::LocQpOpErr)
+            } else {
+                self.execute(&r.attr, &mut r.link, &wr, len, offset, guard)
+            };
+            bytes += len.saturating_sub(offset).min(PIECE);
+            if let Step::More(offset) = step {
+                r.current.offset = offset;
+                r.refill_retries();
+                continue;
+            }
+            self.suspend(r, step, now);
+            if step == Step::Busy {
+                break false;
+            }
+        };
+        if again {
+            self.schedule();
+        }
+        used
+    }
+
+    /// Flushes send WRs in order. Whether there are more. A stopped tenant's stay.
+    pub(super) fn flush_sends(&self, r: &mut Requester, max: usize, guard: &Guard) -> bool {
+        if self.context.suspended(guard) {
+            return false;
+        }
+        self.stop_waiting(r);
+        for _ in 0..max {
+            if r.current.is_none() && !r.queue.pop_into(&mut r.current) {
+                break;
+            }
+            if let Some(wr) = r.current.wr() {
+                self.complete(r.cq.as_ref(), &wr, 0, WcStatus::WrFlushErr);
+            }
+            r.current.end();
+        }
+        r.announce_room();
+        !r.queue.is_empty()
+    }
+}
+
+/// Bytes of a WR's data.
+#[inline]
+fn length(data: SendData<'_>) -> u64 {
+    match data {
+        SendData::Sges(sges) => sges.iter().map(|sge| u64::from(sge.length)).sum(),
+        SendData::Inline(bytes) => bytes.len() as u64,
+        SendData::Reg(_) | SendData::Bind(_) => 0,
+    }
+}
+
+/// PSNs that a message takes: for a READ, those of its responses.
+#[inline]
+fn packets(len: u64, mtu: u64) -> u32 {
+    if len <= mtu { 1 } else { len.div_ceil(mtu) as u32 }
+}
+
+/// The local ACK time-out (IBA 9.7.6.1.3).
+fn ack_timeout(code: u8) -> Duration {
+    Duration::from_nanos(4096 << code)
+}
+
+/// The RNR NAK timer (IBA table 45).
+fn rnr_delay(code: u8) -> Duration {
+    const UNITS_OF_10_US: [u32; 32] = [
+        65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024,
+        1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
+    ];
+    Duration::from_micros(10 * u64::from(UNITS_OF_10_US[usize::from(code & 31)]))
+}

@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The responder side: what a request of the peer does here. It runs in the requester's call, with
+//! this side locked. A request that is in order with neither state, peer nor PSN vanishes, as on the
+//! wire; one that asks for what is not allowed is refused, and this QP goes to ERR (IBA 9.9.3).
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use rdma_midlayer::attr::{QpAttr, QpAttrMask};
+use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, RecvSource, Taken};
+use rdma_midlayer::rcu::{self, Guard};
+use rdma_midlayer::types::{Access, Gid, Psn, QpState, Qpn, WcOpcode, WcStatus, WrOpcode};
+use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompletion};
+use rdma_midlayer::{Error, Result};
+
+use super::queue::RecvQueue;
+use super::requester::Step;
+use super::{FLUSH_A_TURN, PIECE, Qp};
+use crate::soft::cq::Cq;
+use crate::soft::place::{CopyFault, Place, View, copy};
+
+/// The responder side of a QP.
+pub(super) struct Responder {
+    /// The PSN expected next.
+    pub(super) epsn: Psn,
+    /// What the peer may do.
+    access: Access,
+    max_dest_rd_atomic: u8,
+    min_rnr_timer: u8,
+    dest_qpn: Qpn,
+    dgid: Gid,
+    sgid_index: u32,
+    /// The requester that was found to be the peer, and in which epoch of the network.
+    bound: Option<(u64, u64)>,
+    pub(super) cq: Option<Arc<Cq>>,
+    pub(super) source: Option<Arc<dyn RecvSource>>,
+    queue: RecvQueue,
+    /// The WQE of a message that is coming in, if `held`.
+    wqe: RecvWqe,
+    held: bool,
+    /// The source was asked to report new WQEs.
+    doorbell: bool,
+    /// The requester that waits for a WQE.
+    waiter: Option<Weak<Qp>>,
+    established: bool,
+}
+
+/// A request, or a piece of one.
+pub(super) struct Request<'a> {
+    pub(super) from: &'a Qp,
+    pub(super) attr: &'a QpAttr,
+    pub(super) wr: &'a SendWr<'a>,
+    /// Bytes of the whole message.
+    pub(super) len: u64,
+    /// Bytes that are done.
+    pub(super) offset: u64,
+    /// The requester's memory.
+    pub(super) local: &'a Place<'a>,
+    pub(super) guard: &'a Guard,
+}
+
+impl Request<'_> {
+    /// Bytes to move now.
+    #[inline]
+    fn piece(&self) -> u64 {
+        (self.len - self.offset).min(PIECE)
+    }
+
+    #[inline]
+    fn is_last(&self) -> bool {
+        self.len - self.offset <= PIECE
+    }
+
+    #[inline]
+    fn step(&self) -> Step {
+        if self.is_last() { Step::Done } else { Step::More(self.offset + PIECE) }
+    }
+}
+
+/// Why a WQE could not be had.
+enum NoWqe {
+    Empty,
+    Malformed,
+}
+
+impl Responder {
+    pub(super) fn new(cq: Arc<Cq>, source: Option<Arc<dyn RecvSource>>) -> Self {
+        Self {
+            epsn: Psn::new(0),
+            access: Access::NONE,
+            max_dest_rd_atomic: 0,
+            min_rnr_timer: 0,
+            dest_qpn: Qpn(0),
+            dgid: Gid::default(),
+            sgid_index: 0,
+            bound: None,
+            cq: Some(cq),
+            source,
+            queue: RecvQueue::default(),
+            wqe: RecvWqe::default(),
+            held: false,
+            doorbell: false,
+            waiter: None,
+            established: false,
+        }
+    }
+
+    /// Takes over what modify has set.
+    pub(super) fn configure(&mut self, attr: &QpAttr, mask: QpAttrMask) {
+        self.access = attr.access;
+        self.max_dest_rd_atomic = attr.max_dest_rd_atomic;
+        self.min_rnr_timer = attr.min_rnr_timer;
+        self.dest_qpn = attr.dest_qpn;
+        self.dgid = attr.ah.dgid;
+        self.sgid_index = attr.ah.sgid_index;
+        self.bound = None;
+        if mask.contains(QpAttrMask::RQ_PSN) {
+            self.epsn = attr.rq_psn;
+        }
+    }
+
+    /// As new.
+    pub(super) fn reset(&mut self) {
+        self.configure(&QpAttr::default(), QpAttrMask::RQ_PSN);
+        self.queue.clear();
+        self.held = false;
+        self.waiter = None;
+        self.established = false;
+        self.want_doorbell(false);
+    }
+
+    /// A request was carried out.
+    #[inline]
+    pub(super) fn advance(&mut self, next: Psn) {
+        self.epsn = next;
+    }
+
+    fn want_doorbell(&mut self, wanted: bool) {
+        if self.doorbell != wanted {
+            self.doorbell = wanted;
+            if let Some(source) = &self.source {
+                source.want_doorbell(wanted);
+            }
+        }
+    }
+
+    /// Takes the oldest WQE out of the receive queue.
+    #[inline]
+    fn take(&mut self) -> std::result::Result<(), NoWqe> {
+        let taken = match &self.source {
+            Some(source) => match source.take(&mut self.wqe) {
+                Ok(taken) => taken == Taken::Wqe,
+                Err(MalformedWqe { wr_id, ticket }) => {
+                    self.wqe.set(wr_id, ticket, std::iter::empty());
+                    self.held = true;
+                    return Err(NoWqe::Malformed);
+                }
+            },
+            None => self.queue.pop_into(&mut self.wqe),
+        };
+        self.held = taken;
+        if taken { Ok(()) } else { Err(NoWqe::Empty) }
+    }
+
+    /// As `take`; if there is nothing, new WQEs will be reported, and it looks once more.
+    #[inline]
+    fn take_or_ask(&mut self) -> std::result::Result<(), NoWqe> {
+        let mut taken = self.take();
+        if matches!(taken, Err(NoWqe::Empty)) && !self.doorbell {
+            self.want_doorbell(true);
+            taken = self.take();
+        }
+        taken
+    }
+}
+
+impl Qp {
+    /// Whether a request comes from the peer of this QP and is the one expected.
+    #[inline]
+    pub(super) fn accepts(
+        &self,
+        responder: &mut Responder,
+        request: &Request<'_>,
+        psn: Psn,
+        epoch: u64,
+        source: Gid,
+    ) -> bool {
+        let answers =
+            matches!(self.state(), QpState::Rtr | QpState::Rts | QpState::Sqd | QpState::Sqe);
+        if !answers || self.context.suspended(request.guard) {
+            return false;
+        }
+        let bound = Some((request.from.uid, epoch));
+        if responder.bound != bound {
+            let ours = responder.dest_qpn == request.from.qpn
+                && responder.dgid == source
+                && self.context.gid(responder.sgid_index) == Some(request.attr.ah.dgid);
+            if !ours {
+                return false;
+            }
+            responder.bound = bound;
+        }
+        responder.epsn == psn
+    }
+
+    /// Carries out a request, or a piece of one. Never sleeps.
+    #[inline]
+    pub(super) fn respond(&self, responder: &mut Responder, request: &Request<'_>) -> Step {
+        if !responder.established {
+            responder.established = true;
+            if self.state() == QpState::Rtr {
+                self.context.dispatch(AsyncEvent::CommEst(self.qpn));
+            }
+        }
+        match request.wr.opcode {
+            WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm => self.on_write(responder, request),
+            WrOpcode::RdmaRead => self.on_read(responder, request),
+            WrOpcode::Send | WrOpcode::SendWithImm => self.on_send(responder, request),
+            WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => {
+                self.on_atomic(responder, request)
+            }
+            _ => self.refuse_invalid(responder),
+        }
+    }
+
+    fn on_send(&self, responder: &mut Responder, request: &Request<'_>) -> Step {
+        match (request.offset, responder.held) {
+            (0, false) => {
+                if let Err(step) = self.take_for(responder, request) {
+                    return step;
+                }
+            }
+            // A message begins inside another one, whose requester gave it up.
+            (0, true) => return self.refuse_invalid(responder),
+            (_, true) => {}
+            // We have been reset since the message began.
+            (_, false) => return Step::Lost,
+        }
+        let sges = responder.wqe.sges();
+        let room: u64 = sges.iter().map(|sge| u64::from(sge.length)).sum();
+        if request.len > room {
+            return self.refuse(
+                responder,
+                WcStatus::LocLenErr,
+                AsyncEvent::QpReqErr(self.qpn),
+                WcStatus::RemInvReqErr,
+            );
+        }
+        let view = self.view(Access::LOCAL_WRITE, request.guard);
+        let copied = match Place::of_sges(sges, request.len, view) {
+            Ok(to) => copy(&to, request.local, request.offset, request.piece()),
+            Err(_) => Err(CopyFault::To),
+        };
+        match copied {
+            Err(CopyFault::From) => Step::Fail(WcStatus::LocProtErr),
+            Err(CopyFault::To) => self.refuse(
+                responder,
+                WcStatus::LocProtErr,
+                AsyncEvent::QpReqErr(self.qpn),
+                WcStatus::RemOpErr,
+            ),
+            Ok(()) => {
+                if request.is_last() {
+                    self.complete_recv(responder, request, WcOpcode::Recv);
+                }
+                request.step()
+            }
+        }
+    }
+
+    #[inline]
+    fn on_write(&self, responder: &mut Responder, request: &Request<'_>) -> Step {
+        if !responder.access.contains(Access::REMOTE_WRITE) {
+            return self.refuse_invalid(responder);
+        }
+        let Some(to) = self.remote_place(request, Access::REMOTE_WRITE) else {
+            return self.refuse_access(responder);
+        };
+        let with_imm = request.wr.opcode == WrOpcode::RdmaWriteWithImm;
+        // The WQE is the last packet's affair.
+        if with_imm
+            && request.is_last()
+            && let Err(step) = self.take_for(responder, request)
+        {
+            return step;
+        }
+        match copy(&to, request.local, request.offset, request.piece()) {
+            Err(CopyFault::From) => Step::Fail(WcStatus::LocProtErr),
+            Err(CopyFault::To) => self.refuse_access(responder),
+            Ok(()) => {
+                if with_imm && request.is_last() {
+                    self.complete_recv(responder, request, WcOpcode::RecvRdmaWithImm);
+                }
+                request.step()
+            }
+        }
+    }
+
+    fn on_read(&self, responder: &mut Responder, request: &Request<'_>) -> Step {
+        if !responder.access.contains(Access::REMOTE_READ) || responder.max_dest_rd_atomic == 0 {
+            return self.refuse_invalid(responder);
+        }
+        let Some(from) = self.remote_place(request, Access::REMOTE_READ) else {
+            return self.refuse_access(responder);
+        };
+        match copy(request.local, &from, request.offset, request.piece()) {
+            Err(CopyFault::From) => self.refuse_access(responder),
+            Err(CopyFault::To) => Step::Fail(WcStatus::LocProtErr),
+            Ok(()) => request.step(),
+        }
+    }
+
+    fn on_atomic(&self, responder: &mut Responder, request: &Request<'_>) -> Step {
+        let wr = request.wr;
+        if !responder.access.contains(Access::REMOTE_ATOMIC)
+            || responder.max_dest_rd_atomic == 0
+            || !wr.remote_addr.is_multiple_of(8)
+        {
+            return self.refuse_invalid(responder);
+        }
+        let Some(Place::One { memory, addr }) = self.remote_place(request, Access::REMOTE_ATOMIC)
+        else {
+            return self.refuse_access(responder);
+        };
+        let old = memory.with_atomic(addr, |word| match wr.opcode {
+            WrOpcode::AtomicCmpAndSwp => {
+                let (compare, swap) = (wr.compare_add, wr.swap);
+                word.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst)
+                    .unwrap_or_else(|other| other)
+            }
+            _ => word.fetch_add(wr.compare_add, Ordering::SeqCst),
+        });
+        // The consumer's address was aligned; the memory behind it is not.
+        let Some(old) = old else { return self.refuse_invalid(responder) };
+        match copy(request.local, &Place::Bytes(&old.to_ne_bytes()), 0, 8) {
+            Ok(()) => Step::Done,
+            Err(_) => Step::Fail(WcStatus::LocProtErr),
+        }
+    }
+
+    #[inline]
+    fn view<'a>(&'a self, access: Access, guard: &'a Guard) -> View<'a> {
+        View { mrs: &self.context.mrs, pd: self.created.pd, access, guard }
+    }
+
+    /// What a request names here. A request without data names nothing (IBA 9.7.4.1.6).
+    #[inline]
+    fn remote_place<'a>(&'a self, request: &Request<'a>, access: Access) -> Option<Place<'a>> {
+        let (wr, len, pd) = (request.wr, request.len, self.created.pd);
+        if len == 0 {
+            return Some(Place::Bytes(&[]));
+        }
+        let mrs = &self.context.mrs;
+        let memory = mrs.remote(wr.rkey, wr.remote_addr, len, pd, access, request.guard)?;
+        Some(Place::One { memory, addr: wr.remote_addr })
+    }
+
+    /// Takes the WQE for a message.
+    #[inline]
+    fn take_for(
+        &self,
+        responder: &mut Responder,
+        request: &Request<'_>,
+    ) -> std::result::Result<(), Step> {
+        match responder.take_or_ask() {
+            Ok(()) => {
+                if responder.doorbell || responder.waiter.is_some() {
+                    responder.waiter = None;
+                    responder.want_doorbell(false);
+                }
+                Ok(())
+            }
+            Err(NoWqe::Empty) => {
+                responder.waiter = Some(request.from.this.clone());
+                Err(Step::Rnr(responder.min_rnr_timer))
+            }
+            Err(NoWqe::Malformed) => Err(self.refuse(
+                responder,
+                WcStatus::LocQpOpErr,
+                AsyncEvent::QpReqErr(self.qpn),
+                WcStatus::RemOpErr,
+            )),
+        }
+    }
+
+    /// Completes the WQE in hand.
+    fn complete_recv(&self, responder: &mut Responder, request: &Request<'_>, opcode: WcOpcode) {
+        let wr = request.wr;
+        let with_imm = matches!(wr.opcode, WrOpcode::SendWithImm | WrOpcode::RdmaWriteWithImm);
+        let wc = WorkCompletion {
+            wr_id: responder.wqe.wr_id,
+            ticket: responder.wqe.ticket,
+            status: WcStatus::Success,
+            opcode,
+            flags: if with_imm { WcFlags::WITH_IMM } else { WcFlags::default() },
+            qpn: self.qpn,
+            byte_len: request.len as u32,
+            imm: if with_imm { wr.imm } else { 0 },
+            src_qpn: request.from.qpn,
+            vendor_err: 0,
+        };
+        responder.held = false;
+        self.push(responder.cq.as_ref(), &wc, wr.flags.contains(SendFlags::SOLICITED));
+    }
+
+    /// Completes the WQE in hand with an error.
+    fn fail_recv(&self, responder: &mut Responder, status: WcStatus) {
+        let wc = WorkCompletion {
+            wr_id: responder.wqe.wr_id,
+            ticket: responder.wqe.ticket,
+            status,
+            opcode: WcOpcode::Recv,
+            flags: WcFlags::default(),
+            qpn: self.qpn,
+            byte_len: 0,
+            imm: 0,
+            src_qpn: responder.dest_qpn,
+            vendor_err: 0,
+        };
+        responder.held = false;
+        self.push(responder.cq.as_ref(), &wc, false);
+    }
+
+    /// Refuses a request: the WQE in hand tells why; without one the event does.
+    #[cold]
+    fn refuse(
+        &self,
+        responder: &mut Responder,
+        recv: WcStatus,
+        event: AsyncEvent,
+        answer: WcStatus,
+    ) -> Step {
+        if responder.held {
+            self.fail_recv(responder, recv);
+        } else {
+            self.context.dispatch(event);
+        }
+        self.enter_error();
+        Step::Fail(answer)
+    }
+
+    /// The QP does not do what is asked.
+    #[cold]
+    fn refuse_invalid(&self, responder: &mut Responder) -> Step {
+        let event = AsyncEvent::QpReqErr(self.qpn);
+        self.refuse(responder, WcStatus::LocQpOpErr, event, WcStatus::RemInvReqErr)
+    }
+
+    /// The key does not allow what is asked.
+    #[cold]
+    fn refuse_access(&self, responder: &mut Responder) -> Step {
+        if responder.held {
+            self.fail_recv(responder, WcStatus::LocAccessErr);
+        }
+        let event = AsyncEvent::QpAccessErr(self.qpn);
+        self.refuse(responder, WcStatus::LocAccessErr, event, WcStatus::RemAccessErr)
+    }
+
+    /// post_recv.
+    pub(super) fn recv(&self, wr: &RecvWr<'_>) -> Result<()> {
+        if self.created.recv_source {
+            return Err(Error::Unsupported("post_recv where the consumer keeps the WQEs"));
+        }
+        if wr.sges.len() > self.created.cap.max_recv_sge as usize {
+            return Err(Error::Invalid("number of SGEs"));
+        }
+        let guard = rcu::enter();
+        let mut responder = self.responder.0.lock();
+        if self.destroyed.load(Ordering::Acquire) {
+            return Err(Error::Gone);
+        }
+        let state = self.state();
+        if state == QpState::Reset {
+            return Err(Error::BadState("post_recv"));
+        }
+        let held = usize::from(responder.held);
+        if responder.queue.len() + held >= self.created.cap.max_recv_wr as usize {
+            return Err(Error::QueueFull);
+        }
+        responder.queue.push(wr);
+        self.wqe_came(&mut responder, &guard);
+        Ok(())
+    }
+
+    /// The source has WQEs.
+    pub(super) fn recv_arrived(&self) {
+        let guard = rcu::enter();
+        self.wqe_came(&mut self.responder.0.lock(), &guard);
+    }
+
+    /// Gives new WQEs to whoever waits for them.
+    fn wqe_came(&self, responder: &mut Responder, guard: &Guard) {
+        if self.state() == QpState::Err && self.flush_recvs(responder, FLUSH_A_TURN, guard) {
+            self.schedule();
+        }
+        // The waiter need not sit its timer out: it may try again at once.
+        if let Some(waiter) = responder.waiter.take().and_then(|waiter| waiter.upgrade()) {
+            waiter.recv_came.store(true, Ordering::Release);
+            waiter.schedule();
+        }
+    }
+
+    /// Flushes receive WRs in order. Whether there may be more. A stopped tenant's stay.
+    pub(super) fn flush_recvs(&self, responder: &mut Responder, max: usize, guard: &Guard) -> bool {
+        if self.context.suspended(guard) {
+            return false;
+        }
+        for _ in 0..max {
+            if !responder.held
+                && let Err(NoWqe::Empty) = responder.take_or_ask()
+            {
+                return false;
+            }
+            self.fail_recv(responder, WcStatus::WrFlushErr);
+        }
+        responder.source.is_some() || !responder.queue.is_empty()
+    }
+}

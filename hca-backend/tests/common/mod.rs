@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the tests of the soft HCA share: memory, sinks for completions and events, pairs of QPs, and
+//! a clock that can be put forward. No tests here.
+
+#![allow(dead_code)]
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hca_backend::soft::{Config, Limits, SoftHca};
+use rdma_midlayer::MaySleep;
+use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask, QpCap};
+use rdma_midlayer::driver::*;
+use rdma_midlayer::memory::{Mapping, Run, UserMemory};
+use rdma_midlayer::types::*;
+use rdma_midlayer::work::*;
+
+/// Memory that looks like a guest's.
+pub struct Ram(Box<[AtomicU64]>);
+
+// SAFETY: the words live as long as the value and are atomics, so writes through a shared pointer are
+// allowed.
+unsafe impl Mapping for Ram {
+    fn base(&self) -> *mut u8 {
+        self.0.as_ptr().cast_mut().cast()
+    }
+    fn len(&self) -> usize {
+        self.0.len() * 8
+    }
+}
+
+impl Ram {
+    pub fn new(bytes: usize) -> Arc<dyn Mapping> {
+        Arc::new(Self((0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect()))
+    }
+}
+
+/// `len` bytes of `ram` at `offset`, under the address `start`.
+pub fn window(ram: &Arc<dyn Mapping>, start: u64, offset: usize, len: usize) -> UserMemory {
+    let run = Run { mapping: ram.clone(), offset, len };
+    UserMemory::new(start, len as u64, 0, None, [run]).unwrap()
+}
+
+/// Completions in the consumer's memory.
+pub struct CqSink {
+    pub room: usize,
+    pub wcs: Mutex<VecDeque<WorkCompletion>>,
+    pub events: AtomicUsize,
+    pub solicited: AtomicUsize,
+    /// Set while a call is inside: calls must not overlap.
+    inside: AtomicBool,
+}
+
+impl CqSink {
+    pub fn new(room: usize) -> Arc<Self> {
+        Arc::new(Self {
+            room,
+            wcs: Mutex::new(VecDeque::new()),
+            events: AtomicUsize::new(0),
+            solicited: AtomicUsize::new(0),
+            inside: AtomicBool::new(false),
+        })
+    }
+
+    pub fn take(&self) -> Option<WorkCompletion> {
+        self.wcs.lock().unwrap().pop_front()
+    }
+
+    pub fn len(&self) -> usize {
+        self.wcs.lock().unwrap().len()
+    }
+
+    pub fn drain(&self) -> Vec<WorkCompletion> {
+        self.wcs.lock().unwrap().drain(..).collect()
+    }
+
+    /// (wr_id, status) of all.
+    pub fn statuses(&self) -> Vec<(u64, WcStatus)> {
+        self.drain().iter().map(|wc| (wc.wr_id, wc.status)).collect()
+    }
+}
+
+impl CqMemory for CqSink {
+    fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
+        assert!(!self.inside.swap(true, Ordering::SeqCst), "two calls at once");
+        let mut wcs = self.wcs.lock().unwrap();
+        let room = wcs.len() < self.room;
+        if room {
+            wcs.push_back(*wc);
+        }
+        self.inside.store(false, Ordering::SeqCst);
+        if room { Ok(()) } else { Err(Overflow) }
+    }
+}
+
+impl CqEvents for CqSink {
+    fn completed(&self, solicited: bool) {
+        assert!(!self.wcs.lock().unwrap().is_empty() || self.room > 0);
+        self.events.fetch_add(1, Ordering::SeqCst);
+        self.solicited.fetch_add(usize::from(solicited), Ordering::SeqCst);
+    }
+}
+
+/// Asynchronous events.
+#[derive(Default)]
+pub struct EventLog(pub Mutex<Vec<AsyncEvent>>);
+
+impl EventSink for EventLog {
+    fn dispatch(&self, event: AsyncEvent) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl EventLog {
+    pub fn drain(&self) -> Vec<AsyncEvent> {
+        self.0.lock().unwrap().drain(..).collect()
+    }
+}
+
+/// Receive WQEs in the consumer's memory.
+#[derive(Default)]
+pub struct RecvRing {
+    pub wqes: Mutex<VecDeque<Result<(u64, Vec<Sge>), u64>>>,
+    pub doorbell: AtomicBool,
+    inside: AtomicBool,
+}
+
+impl RecvRing {
+    pub fn post(&self, wr_id: u64, sges: &[Sge]) -> bool {
+        self.wqes.lock().unwrap().push_back(Ok((wr_id, sges.to_vec())));
+        self.doorbell.load(Ordering::SeqCst)
+    }
+}
+
+impl RecvSource for RecvRing {
+    fn take(&self, wqe: &mut RecvWqe) -> Result<Taken, MalformedWqe> {
+        assert!(!self.inside.swap(true, Ordering::SeqCst), "two calls at once");
+        let taken = match self.wqes.lock().unwrap().pop_front() {
+            Some(Ok((wr_id, sges))) => {
+                wqe.set(wr_id, wr_id as u32, sges.into_iter());
+                Ok(Taken::Wqe)
+            }
+            Some(Err(wr_id)) => Err(MalformedWqe { wr_id, ticket: wr_id as u32 }),
+            None => Ok(Taken::Empty),
+        };
+        self.inside.store(false, Ordering::SeqCst);
+        taken
+    }
+
+    fn want_doorbell(&self, wanted: bool) {
+        self.doorbell.store(wanted, Ordering::SeqCst);
+    }
+}
+
+/// Counts what a driver says.
+#[derive(Default)]
+pub struct Bell(pub AtomicUsize);
+
+impl SendReady for Bell {
+    fn send_ready(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Waker for Bell {
+    fn wake(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// An HCA, the thread's right to sleep, and a clock.
+pub struct Lab {
+    pub cx: MaySleep,
+    pub hca: Arc<SoftHca>,
+    pub pollers: Vec<Arc<dyn Poller>>,
+    ahead: Mutex<Duration>,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    pub fn with_limits(limits: Limits) -> Self {
+        let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers: 1, limits }));
+        let pollers = hca.pollers();
+        Self { cx: MaySleep::claim().unwrap(), hca, pollers, ahead: Mutex::default() }
+    }
+
+    pub fn now(&self) -> Instant {
+        Instant::now() + *self.ahead.lock().unwrap()
+    }
+
+    /// Puts the clock forward.
+    pub fn sleep(&self, time: Duration) {
+        *self.ahead.lock().unwrap() += time;
+    }
+
+    /// Runs the pollers until there is nothing to do now.
+    pub fn run(&self) {
+        while self.pollers.iter().map(|p| p.poll(self.now(), 16)).any(|turn| turn.worked) {}
+    }
+
+    /// Runs the pollers, and puts the clock forward to each deadline within `time`.
+    pub fn run_for(&self, time: Duration) {
+        let end = self.now() + time;
+        loop {
+            self.run();
+            let next = self.pollers.iter().filter_map(|p| p.poll(self.now(), 1).deadline).min();
+            match next {
+                Some(at) if at <= end => self.sleep(at.saturating_duration_since(self.now())),
+                _ => break,
+            }
+        }
+        self.sleep(end.saturating_duration_since(self.now()));
+        self.run();
+    }
+
+    pub fn tenant(&self, network: u64, last: u8) -> Tenant {
+        let events = Arc::new(EventLog::default());
+        let init = ContextInit { network, name: format!("t{last}"), events: events.clone() };
+        let context = self.hca.alloc_context(&self.cx, init).unwrap();
+        context.add_gid(&self.cx, 0, &gid_entry(last)).unwrap();
+        let pd = context.alloc_pd(&self.cx).unwrap();
+        Tenant { context, pd, events, gid: gid_entry(last).gid }
+    }
+
+    /// Two tenants with a connected QP each.
+    pub fn pair(&self) -> (End, End) {
+        self.pair_with(&Setup::default(), &Setup::default())
+    }
+
+    pub fn pair_with(&self, a: &Setup, b: &Setup) -> (End, End) {
+        let a = End::new(self, self.tenant(1, 1), a);
+        let b = End::new(self, self.tenant(1, 2), b);
+        self.connect(&a, &b);
+        (a, b)
+    }
+
+    pub fn connect(&self, a: &End, b: &End) {
+        self.to_rts(a, b, 100, 200);
+        self.to_rts(b, a, 200, 100);
+    }
+
+    pub fn to_rts(&self, end: &End, peer: &End, sq_psn: u32, rq_psn: u32) {
+        self.to_rtr(end, peer, rq_psn);
+        let attr = QpAttr { sq_psn: Psn::new(sq_psn), ..end.attr.clone() };
+        self.modify(end, QpState::Rts, attr, RTS);
+    }
+
+    pub fn to_rtr(&self, end: &End, peer: &End, rq_psn: u32) {
+        self.modify(end, QpState::Init, end.attr.clone(), INIT);
+        let attr = QpAttr {
+            dest_qpn: peer.qp.qpn(),
+            rq_psn: Psn::new(rq_psn),
+            ah: AhAttr { dgid: peer.tenant.gid, port: 1, ..AhAttr::default() },
+            ..end.attr.clone()
+        };
+        self.modify(end, QpState::Rtr, attr, RTR);
+    }
+
+    pub fn modify(&self, end: &End, state: QpState, attr: QpAttr, mask: QpAttrMask) {
+        let cur_state = end.qp.query(&self.cx).unwrap().state;
+        let attr = QpAttr { state, cur_state, ..attr };
+        end.qp.modify(&self.cx, &attr, mask | QpAttrMask::STATE).unwrap();
+    }
+
+    pub fn move_to(&self, end: &End, state: QpState) {
+        self.modify(end, state, end.attr.clone(), QpAttrMask::STATE);
+    }
+
+    pub fn state(&self, end: &End) -> QpState {
+        end.qp.query(&self.cx).unwrap().state
+    }
+}
+
+pub const INIT: QpAttrMask =
+    QpAttrMask(QpAttrMask::PKEY_INDEX.0 | QpAttrMask::PORT.0 | QpAttrMask::ACCESS_FLAGS.0);
+pub const RTR: QpAttrMask = QpAttrMask(
+    QpAttrMask::AV.0
+        | QpAttrMask::PATH_MTU.0
+        | QpAttrMask::DEST_QPN.0
+        | QpAttrMask::RQ_PSN.0
+        | QpAttrMask::MAX_DEST_RD_ATOMIC.0
+        | QpAttrMask::MIN_RNR_TIMER.0,
+);
+pub const RTS: QpAttrMask = QpAttrMask(
+    QpAttrMask::TIMEOUT.0
+        | QpAttrMask::RETRY_CNT.0
+        | QpAttrMask::RNR_RETRY.0
+        | QpAttrMask::SQ_PSN.0
+        | QpAttrMask::MAX_QP_RD_ATOMIC.0,
+);
+
+pub fn gid_entry(last: u8) -> GidEntry {
+    let gid = Gid(std::net::Ipv4Addr::new(10, 0, 0, last).to_ipv6_mapped().octets());
+    GidEntry { gid, mac: [2, 0, 0, 0, 0, last], vlan: None }
+}
+
+pub const REMOTE_ALL: Access = Access(
+    Access::LOCAL_WRITE.0
+        | Access::REMOTE_WRITE.0
+        | Access::REMOTE_READ.0
+        | Access::REMOTE_ATOMIC.0,
+);
+
+pub struct Tenant {
+    pub context: Arc<dyn ContextDriver>,
+    pub pd: Arc<dyn PdDriver>,
+    pub events: Arc<EventLog>,
+    pub gid: Gid,
+}
+
+/// How to make an end.
+#[derive(Clone)]
+pub struct Setup {
+    pub attr: QpAttr,
+    pub cap: QpCap,
+    pub signal_all: bool,
+    pub ring: Option<Arc<RecvRing>>,
+    pub ready: Option<Arc<Bell>>,
+    pub cq_room: usize,
+    pub memory: usize,
+    pub poller: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            attr: QpAttr {
+                access: REMOTE_ALL,
+                timeout: 14,
+                retry_cnt: 7,
+                rnr_retry: 7,
+                min_rnr_timer: 12,
+                max_rd_atomic: 16,
+                max_dest_rd_atomic: 16,
+                ..QpAttr::default()
+            },
+            cap: QpCap {
+                max_send_wr: 64,
+                max_recv_wr: 64,
+                max_send_sge: 30,
+                max_recv_sge: 30,
+                max_inline: 256,
+            },
+            signal_all: false,
+            ring: None,
+            ready: None,
+            cq_room: 1 << 20,
+            memory: 1 << 20,
+            poller: 0,
+        }
+    }
+}
+
+/// The address under which an end's memory begins.
+pub const BASE: u64 = 0x10_0000;
+
+/// A QP with its CQs and an MR.
+pub struct End {
+    pub tenant: Tenant,
+    pub attr: QpAttr,
+    pub send: Arc<CqSink>,
+    pub recv: Arc<CqSink>,
+    pub cqs: [Arc<dyn CqDriver>; 2],
+    pub qp: Arc<dyn QpDriver>,
+    pub memory: UserMemory,
+    pub ram: Arc<dyn Mapping>,
+    pub mr: Arc<dyn MrDriver>,
+}
+
+impl End {
+    pub fn new(lab: &Lab, tenant: Tenant, setup: &Setup) -> Self {
+        let sinks = [CqSink::new(setup.cq_room), CqSink::new(setup.cq_room)];
+        let cqs = sinks.clone().map(|sink| {
+            let init = CqInit { cqe: 1 << 20, vector: 0, memory: Some(sink.clone()), events: sink };
+            tenant.context.create_cq(&lab.cx, init).unwrap()
+        });
+        let ram = Ram::new(setup.memory);
+        let whole = || window(&ram, BASE, 0, setup.memory);
+        let mr = tenant.pd.reg_mr(&lab.cx, whole(), REMOTE_ALL).unwrap();
+        let [send, recv] = sinks;
+        let init = QpInit {
+            qp_type: QpType::Rc,
+            send_cq: cqs[0].clone(),
+            recv_cq: cqs[1].clone(),
+            cap: setup.cap,
+            signal_all: setup.signal_all,
+            privileged: false,
+            poller: setup.poller,
+            recv_source: setup.ring.clone().map(|r| r as Arc<dyn RecvSource>),
+            send_ready: setup.ready.clone().map(|r| r as Arc<dyn SendReady>),
+            srq: None,
+            xrcd: None,
+        };
+        let qp = tenant.pd.create_qp(&lab.cx, init).unwrap();
+        let memory = whole();
+        Self { tenant, attr: setup.attr, send, recv, cqs, qp, memory, ram, mr }
+    }
+
+    /// An SGE of this end's memory.
+    pub fn sge(&self, offset: u64, length: u32) -> Sge {
+        Sge { addr: BASE + offset, length, lkey: self.mr.lkey() }
+    }
+
+    /// A signalled WR against this end's peer.
+    pub fn wr<'a>(
+        &self,
+        wr_id: u64,
+        opcode: WrOpcode,
+        sges: &'a [Sge],
+        peer: &End,
+        offset: u64,
+    ) -> SendWr<'a> {
+        SendWr {
+            wr_id,
+            ticket: wr_id as u32,
+            opcode,
+            flags: SendFlags::SIGNALED,
+            data: SendData::Sges(sges),
+            imm: 0,
+            remote_addr: BASE + offset,
+            rkey: peer.mr.rkey(),
+            compare_add: 0,
+            swap: 0,
+            ud: None,
+        }
+    }
+
+    pub fn post_recv(&self, wr_id: u64, sges: &[Sge]) {
+        self.qp.post_recv(&RecvWr { wr_id, ticket: wr_id as u32, sges }).unwrap();
+    }
+
+    pub fn fill(&self, offset: u64, bytes: &[u8]) {
+        self.memory.write(BASE + offset, bytes).unwrap();
+    }
+
+    pub fn bytes(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read(BASE + offset, &mut bytes).unwrap();
+        bytes
+    }
+}
+
+/// Bytes that differ from place to place.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 24) as u8
+        })
+        .collect()
+}
