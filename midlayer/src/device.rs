@@ -84,9 +84,7 @@ impl Object for EventRegistration {
         &self.base
     }
 
-    fn uses(&self) -> Vec<&Base> {
-        Vec::new()
-    }
+    fn release_uses(&self) {}
 
     fn driver_destroy(&self, _cx: &MaySleep) -> Result<()> {
         Ok(())

@@ -32,4 +32,6 @@ pub use error::{Error, Result};
 pub use event::{ContextId, DeviceEventHandler, EventHandler};
 pub use registry::{Client, ClientRegistration, Midlayer, Registration};
 pub use run_queue::{Drained, RunQueue};
-pub use verbs::{Context, ContextSpec, Cq, CqSpec, Mr, Pd, Qp, QpSpec};
+pub use verbs::{
+    Ah, Context, ContextSpec, Cq, CqSpec, Fmr, Mr, Mw, Pd, Qp, QpSpec, Rereg, Srq, SrqSpec, Xrcd,
+};

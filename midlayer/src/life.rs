@@ -88,6 +88,14 @@ impl Life {
         Ok(())
     }
 
+    /// Closes without waiting, for objects whose verbs never sleep. Never sleeps.
+    pub(crate) fn close_now(&self) -> Result<(), NotClosed> {
+        self.word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |w| (w == 0).then_some(CLOSED))
+            .map(|_| ())
+            .map_err(|w| if w & CLOSED != 0 { NotClosed::Closed } else { NotClosed::Used })
+    }
+
     /// Opens again what could not be destroyed.
     pub(crate) fn reopen(&self) {
         self.word.fetch_and(!CLOSED, Ordering::AcqRel);

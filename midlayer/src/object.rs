@@ -102,8 +102,8 @@ impl Drop for DeviceVerb<'_> {
 pub(crate) trait Object: Send + Sync + 'static {
     fn base(&self) -> &Base;
 
-    /// What it depends on.
-    fn uses(&self) -> Vec<&Base>;
+    /// Undoes the `hold` on what it depends on.
+    fn release_uses(&self);
 
     /// Ends it in the driver.
     fn driver_destroy(&self, cx: &MaySleep) -> Result<()>;
@@ -190,7 +190,7 @@ pub(crate) fn release(uses: &[&Base]) {
     uses.iter().for_each(|used| used.life.drop_dependent());
 }
 
-/// Makes an object: `make` calls the driver, `wrap` makes the handle, which names the same `uses`.
+/// Makes an object: `make` calls the driver, `wrap` makes the handle, which releases the same `uses`.
 pub(crate) fn create<D, T: Object>(
     cx: &MaySleep,
     device: &Arc<DeviceShared>,
@@ -225,6 +225,6 @@ pub(crate) fn destroy(cx: &MaySleep, object: &dyn Object) -> Result<()> {
     }
     object.quiesce(cx);
     lock(&base.device.objects).remove(&base.id);
-    release(&object.uses());
+    object.release_uses();
     Ok(())
 }

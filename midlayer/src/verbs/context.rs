@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Cq, CqSpec, Pd};
+use super::{Cq, CqSpec, Pd, Xrcd};
 use crate::attr::GidEntry;
 use crate::context::MaySleep;
 use crate::driver::{ContextDriver, ContextInit};
@@ -116,6 +116,14 @@ impl Context {
         Cq::create(cx, self, spec)
     }
 
+    /// An XRC domain. May sleep.
+    ///
+    /// # Errors
+    /// `Unsupported` where the device has none.
+    pub fn alloc_xrcd(self: &Arc<Self>, cx: &MaySleep) -> Result<Arc<Xrcd>> {
+        Xrcd::alloc(cx, self)
+    }
+
     /// Stops the tenant: after the return no memory of its consumer's is touched any more, by its own
     /// work or by a peer's, and none of its CQs or receive sources is called. Work stays queued; peers
     /// see packets lost. May sleep.
@@ -144,9 +152,7 @@ impl Object for Context {
         &self.base
     }
 
-    fn uses(&self) -> Vec<&Base> {
-        Vec::new()
-    }
+    fn release_uses(&self) {}
 
     fn driver_destroy(&self, cx: &MaySleep) -> Result<()> {
         self.driver.dealloc(cx)

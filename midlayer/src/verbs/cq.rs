@@ -8,7 +8,7 @@ use crate::completion::{CompletionHandler, Notifier};
 use crate::context::MaySleep;
 use crate::driver::{CqDriver, CqInit, CqMemory, Notify};
 use crate::error::{Error, Result};
-use crate::object::{self, Base, Object};
+use crate::object::{self, Base, Object, release};
 use crate::types::Cqn;
 use crate::work::WorkCompletion;
 
@@ -102,6 +102,26 @@ impl Cq {
         self.driver.req_notify_cq(notify)
     }
 
+    /// Changes the size; a CQ in consumer memory moves to new memory, and nothing is written to the old
+    /// after the return. Completions are kept. May sleep.
+    ///
+    /// # Errors
+    /// `Limit` beyond `max_cqe`; `Invalid` for no CQE, for memory where there was none or none where
+    /// there was some; the driver's own if there are more completions than that.
+    pub fn resize_cq(
+        &self,
+        cx: &MaySleep,
+        cqe: u32,
+        memory: Option<Arc<dyn CqMemory>>,
+    ) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        check_cqe(&self.context, cqe)?;
+        if memory.is_some() != self.in_consumer_memory {
+            return Err(Error::Invalid("memory of a CQ"));
+        }
+        self.driver.resize(cx, cqe, memory)
+    }
+
     /// Ends the CQ. Returns when its handler neither runs nor will run. May sleep.
     ///
     /// # Errors
@@ -124,8 +144,8 @@ impl Object for Cq {
         &self.base
     }
 
-    fn uses(&self) -> Vec<&Base> {
-        vec![self.context.base()]
+    fn release_uses(&self) {
+        release(&[self.context.base()]);
     }
 
     fn driver_destroy(&self, cx: &MaySleep) -> Result<()> {

@@ -5,14 +5,20 @@
 //! not ended when its `remove` returns, `unregister_device` names. A handle whose object has ended, or
 //! whose device has gone, answers `Error::Gone`; ending an object of a device that has gone succeeds.
 
+mod ah;
 mod context;
 mod cq;
 mod mr;
+mod mw;
 mod pd;
 mod qp;
+mod srq;
 
+pub use ah::Ah;
 pub use context::{Context, ContextSpec};
 pub use cq::{Cq, CqSpec};
-pub use mr::Mr;
+pub use mr::{Mr, Rereg};
+pub use mw::{Fmr, Mw};
 pub use pd::Pd;
 pub use qp::{Qp, QpSpec};
+pub use srq::{Srq, SrqSpec, Xrcd};

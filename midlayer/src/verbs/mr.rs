@@ -5,17 +5,31 @@ use std::sync::Arc;
 
 use super::Pd;
 use crate::context::MaySleep;
-use crate::driver::MrDriver;
+use crate::driver::{MrChange, MrDriver};
 use crate::error::{Error, Result};
 use crate::memory::UserMemory;
-use crate::object::{self, Base, Object};
+use crate::object::{self, Base, Object, hold, release};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use crate::types::{Access, LKey, RKey};
 
 /// A memory region.
 pub struct Mr {
     base: Base,
     driver: Arc<dyn MrDriver>,
-    pd: Arc<Pd>,
+    /// `rereg` may change it; the lock is never held across a call of the driver.
+    pd: Mutex<Arc<Pd>>,
+    changing_pd: AtomicBool,
+}
+
+/// What `Mr::rereg` changes; what is `None` stays.
+#[derive(Default)]
+pub struct Rereg {
+    /// New memory.
+    pub memory: Option<UserMemory>,
+    /// New rights.
+    pub access: Option<Access>,
+    /// New PD, of the same device.
+    pub pd: Option<Arc<Pd>>,
 }
 
 impl Mr {
@@ -40,8 +54,31 @@ impl Mr {
         object::create(cx, &pd.base().device, &[pd.base()], make, |driver| Self {
             base: pd.base().child("MR"),
             driver,
-            pd: pd.clone(),
+            pd: Mutex::new(pd.clone()),
+            changing_pd: AtomicBool::new(false),
         })
+    }
+
+    pub(super) fn reg_dma(
+        cx: &MaySleep,
+        pd: &Arc<Pd>,
+        regions: Vec<UserMemory>,
+        access: Access,
+    ) -> Result<Arc<Self>> {
+        check_access(access)?;
+        let mut ranges: Vec<_> = regions.iter().map(|r| (r.start(), r.len())).collect();
+        ranges.sort_unstable();
+        if ranges.windows(2).any(|w| w[1].0 - w[0].0 < w[0].1) {
+            return Err(Error::Invalid("DMA regions that overlap"));
+        }
+        Self::wrap(cx, pd, || pd.driver().reg_dma_mr(cx, regions, access))
+    }
+
+    pub(super) fn alloc(cx: &MaySleep, pd: &Arc<Pd>, max_pages: u32) -> Result<Arc<Self>> {
+        if max_pages > pd.base().device.attr.max_fast_reg_page_list_len {
+            return Err(Error::Limit("max_fast_reg_page_list_len"));
+        }
+        Self::wrap(cx, pd, || pd.driver().alloc_mr(cx, max_pages))
     }
 
     /// Local key.
@@ -59,6 +96,40 @@ impl Mr {
     pub fn replace_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
         let _verb = self.base.verb(cx)?;
         self.driver.replace_memory(cx, memory)
+    }
+
+    /// Changes memory, rights or PD; the keys may change. Returns when nothing touches the old memory
+    /// any more. May sleep.
+    ///
+    /// # Errors
+    /// As `reg_mr`; `Busy` if another `rereg` changes the PD at the same time; `Unsupported` where the
+    /// device can't. On an error the MR is as it was.
+    pub fn rereg(&self, cx: &MaySleep, change: Rereg) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        if let Some(access) = change.access {
+            check_access(access)?;
+        }
+        if change.memory.as_ref().is_some_and(|m| m.len() > self.base.device.attr.max_mr_size) {
+            return Err(Error::Limit("max_mr_size"));
+        }
+        let Some(new) = change.pd else {
+            let change = MrChange { memory: change.memory, access: change.access, pd: None };
+            return self.driver.rereg(cx, change);
+        };
+        self.base.same_device(new.base())?;
+        if self.changing_pd.swap(true, Ordering::AcqRel) {
+            return Err(Error::Busy("the MR's PD"));
+        }
+        let (memory, access) = (change.memory, change.access);
+        let change = MrChange { memory, access, pd: Some(new.driver().clone()) };
+        let result = hold(&[new.base()]).and_then(|()| {
+            self.driver.rereg(cx, change).inspect_err(|_| release(&[new.base()]))?;
+            let old = std::mem::replace(&mut *lock(&self.pd), new);
+            release(&[old.base()]);
+            Ok(())
+        });
+        self.changing_pd.store(false, Ordering::Release);
+        result
     }
 
     /// Ends the MR. Returns when nothing touches its memory any more. May sleep.
@@ -84,8 +155,8 @@ impl Object for Mr {
         &self.base
     }
 
-    fn uses(&self) -> Vec<&Base> {
-        vec![self.pd.base()]
+    fn release_uses(&self) {
+        release(&[lock(&self.pd).base()]);
     }
 
     fn driver_destroy(&self, cx: &MaySleep) -> Result<()> {

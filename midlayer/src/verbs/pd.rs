@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use super::{Context, Mr, Qp, QpSpec};
+use super::{Ah, Context, Fmr, Mr, Mw, Qp, QpSpec, Srq, SrqSpec};
+use crate::attr::AhAttr;
 use crate::context::MaySleep;
-use crate::driver::PdDriver;
+use crate::driver::{FmrAttr, PdDriver};
 use crate::error::Result;
 use crate::memory::UserMemory;
-use crate::object::{self, Base, Object};
-use crate::types::Access;
+use crate::object::{self, Base, Object, release};
+use crate::types::{Access, MwType};
 
 /// A protection domain.
 pub struct Pd {
@@ -57,6 +58,59 @@ impl Pd {
         Mr::reg(cx, self, memory, access)
     }
 
+    /// An MR over all memory that the consumer uses for DMA: each region appears at its `start()`, with
+    /// holes between them. May sleep.
+    ///
+    /// # Errors
+    /// `Invalid` as `reg_mr`, and for regions that overlap.
+    pub fn reg_dma_mr(
+        self: &Arc<Self>,
+        cx: &MaySleep,
+        regions: Vec<UserMemory>,
+        access: Access,
+    ) -> Result<Arc<Mr>> {
+        Mr::reg_dma(cx, self, regions, access)
+    }
+
+    /// An MR without memory, for REG_MR work requests of up to `max_pages` pages. May sleep.
+    ///
+    /// # Errors
+    /// `Limit` beyond `max_fast_reg_page_list_len`.
+    pub fn alloc_mr(self: &Arc<Self>, cx: &MaySleep, max_pages: u32) -> Result<Arc<Mr>> {
+        Mr::alloc(cx, self, max_pages)
+    }
+
+    /// A memory window. May sleep.
+    pub fn alloc_mw(self: &Arc<Self>, cx: &MaySleep, mw_type: MwType) -> Result<Arc<Mw>> {
+        Mw::alloc(cx, self, mw_type)
+    }
+
+    /// A fast memory region. May sleep.
+    pub fn alloc_fmr(
+        self: &Arc<Self>,
+        cx: &MaySleep,
+        attr: FmrAttr,
+        access: Access,
+    ) -> Result<Arc<Fmr>> {
+        Fmr::alloc(cx, self, attr, access)
+    }
+
+    /// A shared receive queue. May sleep.
+    ///
+    /// # Errors
+    /// `Limit` for sizes beyond the device's; `Invalid` for none, or a limit above the size.
+    pub fn create_srq(self: &Arc<Self>, cx: &MaySleep, spec: SrqSpec) -> Result<Arc<Srq>> {
+        Srq::create(cx, self, spec)
+    }
+
+    /// An address handle. Never sleeps.
+    ///
+    /// # Errors
+    /// `Invalid` for a path out of range.
+    pub fn create_ah(self: &Arc<Self>, attr: &AhAttr) -> Result<Arc<Ah>> {
+        Ah::create(self, attr)
+    }
+
     /// A QP. May sleep.
     ///
     /// # Errors
@@ -79,8 +133,8 @@ impl Object for Pd {
         &self.base
     }
 
-    fn uses(&self) -> Vec<&Base> {
-        vec![self.context.base()]
+    fn release_uses(&self) {
+        release(&[self.context.base()]);
     }
 
     fn driver_destroy(&self, cx: &MaySleep) -> Result<()> {

@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
-use super::{Cq, Pd};
+use super::{Cq, Pd, Srq, Xrcd};
 use crate::attr::{AhAttr, QpAttr, QpAttrMask, QpCap};
 use crate::context::MaySleep;
 use crate::driver::{MalformedWqe, QpDriver, QpInit, RecvSource, SendReady};
 use crate::error::{Error, Result};
-use crate::object::{self, Base, DeviceShared, Object};
+use crate::object::{self, Base, DeviceShared, Object, release};
 use crate::qp_state;
-use crate::types::{QpType, Qpn};
+use crate::sync::{Mutex, lock};
+use crate::types::{Gid, QpType, Qpn};
 use crate::work::{RecvWr, SendData, SendWr};
 
 /// What a consumer wants of a QP. The members that `QpInit` has too mean the same.
@@ -33,6 +34,10 @@ pub struct QpSpec {
     pub recv_source: Option<Arc<dyn RecvSource>>,
     /// See `QpInit`.
     pub send_ready: Option<Arc<dyn SendReady>>,
+    /// Receive WQEs come from this SRQ, of this device.
+    pub srq: Option<Arc<Srq>>,
+    /// XRC target: the domain, of this device.
+    pub xrcd: Option<Arc<Xrcd>>,
 }
 
 impl QpSpec {
@@ -48,6 +53,8 @@ impl QpSpec {
             poller: 0,
             recv_source: None,
             send_ready: None,
+            srq: None,
+            xrcd: None,
         }
     }
 }
@@ -59,6 +66,10 @@ pub struct Qp {
     pd: Arc<Pd>,
     send_cq: Arc<Cq>,
     recv_cq: Arc<Cq>,
+    srq: Option<Arc<Srq>>,
+    xrcd: Option<Arc<Xrcd>>,
+    /// Groups that are attached: while there are any, the QP is busy.
+    groups: Mutex<Vec<(Gid, u16)>>,
     qp_type: QpType,
     cap: QpCap,
 }
@@ -66,13 +77,20 @@ pub struct Qp {
 impl Qp {
     pub(super) fn create(cx: &MaySleep, pd: &Arc<Pd>, spec: QpSpec) -> Result<Arc<Self>> {
         let base = pd.base().child("QP");
-        for cq in [&spec.send_cq, &spec.recv_cq] {
-            base.same_device(cq.base())?;
-        }
         check_cap(&base.device, &spec.cap)?;
-        let (send_cq, recv_cq) = (spec.send_cq, spec.recv_cq);
+        if spec.xrcd.is_some() != (spec.qp_type == QpType::XrcTgt) {
+            return Err(Error::Invalid("XRC targets have an XRC domain, other QPs have none"));
+        }
+        if spec.srq.is_some() && (spec.recv_source.is_some() || is_xrc(spec.qp_type)) {
+            return Err(Error::Invalid("an SRQ beside another source of receive WQEs"));
+        }
+        let QpSpec { qp_type, send_cq, recv_cq, srq, xrcd, .. } = spec;
+        let mut uses = vec![pd.base(), send_cq.base(), recv_cq.base()];
+        uses.extend(srq.iter().map(|srq| srq.base()));
+        uses.extend(xrcd.iter().map(|xrcd| xrcd.base()));
+        uses.iter().try_for_each(|used| base.same_device(used))?;
         let init = QpInit {
-            qp_type: spec.qp_type,
+            qp_type,
             send_cq: send_cq.driver().clone(),
             recv_cq: recv_cq.driver().clone(),
             cap: spec.cap,
@@ -81,13 +99,13 @@ impl Qp {
             poller: spec.poller,
             recv_source: spec.recv_source,
             send_ready: spec.send_ready,
-            srq: None,
-            xrcd: None,
+            srq: srq.as_ref().map(|srq| srq.driver().clone()),
+            xrcd: xrcd.as_ref().map(|xrcd| xrcd.driver().clone()),
         };
         object::create(
             cx,
             &pd.base().device,
-            &[pd.base(), send_cq.base(), recv_cq.base()],
+            &uses,
             || pd.driver().create_qp(cx, init),
             |driver| Self {
                 base,
@@ -96,9 +114,24 @@ impl Qp {
                 pd: pd.clone(),
                 send_cq: send_cq.clone(),
                 recv_cq: recv_cq.clone(),
-                qp_type: spec.qp_type,
+                srq: srq.clone(),
+                xrcd: xrcd.clone(),
+                groups: Mutex::new(Vec::new()),
+                qp_type,
             },
         )
+    }
+
+    pub(super) fn base(&self) -> &Base {
+        &self.base
+    }
+
+    pub(super) fn driver(&self) -> &Arc<dyn QpDriver> {
+        &self.driver
+    }
+
+    pub(super) fn pd(&self) -> &Arc<Pd> {
+        &self.pd
     }
 
     /// Its number.
@@ -138,6 +171,55 @@ impl Qp {
     pub fn query(&self, cx: &MaySleep) -> Result<QpAttr> {
         let _verb = self.base.verb(cx)?;
         self.driver.query(cx)
+    }
+
+    /// Receives what is sent to a multicast group. May sleep.
+    ///
+    /// # Errors
+    /// `Invalid` for a QP that is not UD, for a GID that is not a multicast one, and for a group that
+    /// is attached already.
+    pub fn attach_mcast(&self, cx: &MaySleep, gid: &Gid, lid: u16) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        if self.qp_type != QpType::Ud || gid.0[0] != 0xff {
+            return Err(Error::Invalid("multicast is for UD QPs and multicast GIDs"));
+        }
+        let group = (*gid, lid);
+        {
+            let mut groups = lock(&self.groups);
+            if groups.contains(&group) {
+                return Err(Error::Invalid("the group is attached already"));
+            }
+            // A destroy that has begun is waiting for this verb.
+            if !self.base.life.add_dependent() {
+                return Err(Error::Gone);
+            }
+            groups.push(group);
+        }
+        self.driver.attach_mcast(cx, gid, lid).inspect_err(|_| self.forget(group))
+    }
+
+    /// Undoes `attach_mcast`. May sleep.
+    ///
+    /// # Errors
+    /// `Invalid` for a group that is not attached.
+    pub fn detach_mcast(&self, cx: &MaySleep, gid: &Gid, lid: u16) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        let group = (*gid, lid);
+        if !lock(&self.groups).contains(&group) {
+            return Err(Error::Invalid("the group is not attached"));
+        }
+        self.driver.detach_mcast(cx, gid, lid)?;
+        self.forget(group);
+        Ok(())
+    }
+
+    fn forget(&self, group: (Gid, u16)) {
+        let mut groups = lock(&self.groups);
+        let before = groups.len();
+        groups.retain(|other| *other != group);
+        if groups.len() < before {
+            self.base.life.drop_dependent();
+        }
     }
 
     /// Ends the QP. Outstanding work makes no completions; no event of the QP comes after the return.
@@ -204,8 +286,10 @@ impl Object for Qp {
         &self.base
     }
 
-    fn uses(&self) -> Vec<&Base> {
-        vec![self.pd.base(), self.send_cq.base(), self.recv_cq.base()]
+    fn release_uses(&self) {
+        release(&[self.pd.base(), self.send_cq.base(), self.recv_cq.base()]);
+        self.srq.iter().for_each(|srq| release(&[srq.base()]));
+        self.xrcd.iter().for_each(|xrcd| release(&[xrcd.base()]));
     }
 
     fn driver_destroy(&self, cx: &MaySleep) -> Result<()> {
@@ -215,6 +299,10 @@ impl Object for Qp {
     fn quiesce(&self, cx: &MaySleep) {
         self.base.device.events.flush(cx);
     }
+}
+
+fn is_xrc(qp_type: QpType) -> bool {
+    matches!(qp_type, QpType::XrcIni | QpType::XrcTgt)
 }
 
 fn check_cap(device: &DeviceShared, cap: &QpCap) -> Result<()> {
