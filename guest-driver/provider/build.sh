@@ -1,18 +1,21 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-# Builds the provider out of rdma-core's tree and lays it out under DEST as it is to be installed:
+# Builds the provider out of rdma-core's tree and leaves in DEST:
+#
+#   libvirtio_rdma-rdmavNN.so    for /usr/lib/<multiarch>/libibverbs/
+#   virtio_rdma.driver           for /etc/libibverbs.d/
 #
 #   build.sh DEST [RDMA_CORE]
 #
 # RDMA_CORE (or $RDMA_CORE_TARBALL) is rdma-core's source, unpacked or as .tar.gz, of the very
 # version of the libibverbs that is installed: providers use a private interface whose headers no
 # distribution packages. Without it, the source is downloaded with apt-get (a deb-src entry is
-# needed). Needs: a C compiler, make, python3, libibverbs-dev.
+# needed). Needs: a C compiler, make, python3, libibverbs-dev. Runs the tests of the verbs, too.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
-	sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
+	sed -n '3,14s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 fi
 mkdir -p "$1"
@@ -63,10 +66,7 @@ cat >"$include/config.h" <<END
 #define IBVERBS_PABI_VERSION $pabi
 END
 
-make -C "$here" --no-print-directory BUILD="$work/build" PABI="$pabi" provider
+make -C "$here" --no-print-directory BUILD="$work/build" PABI="$pabi" provider check-verbs
 
-libdir=$dest/usr/lib/$(${CC:-cc} -print-multiarch)/libibverbs
-mkdir -p "$libdir" "$dest/etc/libibverbs.d"
-install -m 644 "$work/build/libvirtio_rdma-rdmav$pabi.so" "$libdir/"
-install -m 644 "$here/virtio_rdma.driver" "$dest/etc/libibverbs.d/"
-echo "$libdir/libvirtio_rdma-rdmav$pabi.so"
+install -m 644 "$work/build/libvirtio_rdma-rdmav$pabi.so" "$here/virtio_rdma.driver" "$dest/"
+echo "$dest/libvirtio_rdma-rdmav$pabi.so"

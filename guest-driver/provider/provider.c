@@ -33,11 +33,10 @@ static_assert(offsetof(struct vrdma_alloc_pd_resp, drv) == sizeof(struct ib_uver
 
 /*
  * The kernel driver has no number of its own among the RDMA drivers, so devices are known by the
- * modalias of the parent of the ib_device: the virtio device, or the PCI function that carries it.
+ * modalias of the parent of the ib_device, which is the virtio device.
  */
 static const struct verbs_match_ent vrdma_match_table[] = {
-	VERBS_MODALIAS_MATCH("virtio:d0000002Av*", NULL),
-	VERBS_PCI_MATCH(0x1af4, 0x1040 + VIRTIO_RDMA_DEVICE_ID, NULL),
+	VERBS_MODALIAS_MATCH("virtio:d0000002Av*", NULL), /* VIRTIO_RDMA_DEVICE_ID */
 	{},
 };
 
