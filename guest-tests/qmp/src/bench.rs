@@ -31,6 +31,15 @@ pub struct Env {
     pub daemon: PathBuf,
 }
 
+/// The machine that a check needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// PCI Express with one root port in which nothing is plugged.
+    Q35,
+    /// virtio-mmio, with the device.
+    Microvm,
+}
+
 /// One check's processes. Dropping it kills them.
 #[derive(Debug)]
 pub struct Bench {
@@ -43,14 +52,14 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Starts the daemon, and a QEMU with one root port in which nothing is plugged.
+    /// Starts the daemon and a QEMU.
     ///
     /// # Errors
     /// [`Error::Start`], or what the first words with QEMU gave.
-    pub fn start(env: &Env) -> Result<Self, Error> {
+    pub(crate) fn start(env: &Env, machine: Machine) -> Result<Self, Error> {
         let dir = tempfile::tempdir().map_err(Error::io("making a temporary directory"))?;
         let daemon = start_daemon(env, dir.path())?;
-        let qemu = match start_qemu(env, dir.path()) {
+        let qemu = match start_qemu(env, dir.path(), machine) {
             Ok(qemu) => qemu,
             Err(error) => {
                 end(daemon);
@@ -60,7 +69,7 @@ impl Bench {
         let sessions = Qmp::connect(&dir.path().join("qmp"), START_TIME).and_then(|qmp| {
             Qtest::connect(&dir.path().join("qtest"), START_TIME).map(|qtest| (qmp, qtest))
         });
-        let (qmp, mut qtest) = match sessions {
+        let (qmp, qtest) = match sessions {
             Ok(sessions) => sessions,
             Err(error) => {
                 end(daemon);
@@ -68,9 +77,10 @@ impl Bench {
                 return Err(with_log(error, &dir.path().join("qemu.log")));
             }
         };
-        let port = RootPort::set_up(&mut qtest, ROOT_PORT_SLOT);
-        let bench = Self { env: env.clone(), dir, daemon: Some(daemon), qemu, qmp, qtest };
-        port?;
+        let mut bench = Self { env: env.clone(), dir, daemon: Some(daemon), qemu, qmp, qtest };
+        if machine == Machine::Q35 {
+            bench.root_port()?;
+        }
         Ok(bench)
     }
 
@@ -152,10 +162,15 @@ impl Bench {
         }
     }
 
-    /// What `x-query-virtio-status` says of the device.
+    /// What `x-query-virtio-status` says of the device on PCI.
     pub(crate) fn virtio_status(&mut self) -> Result<Value, Error> {
         let path = "/machine/peripheral/rdma0/virtio-backend";
         self.qmp.execute("x-query-virtio-status", json!({"path": path}))
+    }
+
+    /// What it says of the device on virtio-mmio.
+    pub(crate) fn virtio_mmio_status(&mut self) -> Result<Value, Error> {
+        self.qmp.execute("x-query-virtio-status", json!({"path": "/machine/peripheral/rdma0"}))
     }
 
     /// Ends QEMU by QMP, which must work, and then the daemon.
@@ -195,17 +210,12 @@ fn start_daemon(env: &Env, dir: &Path) -> Result<Child, Error> {
     )
 }
 
-fn start_qemu(env: &Env, dir: &Path) -> Result<Child, Error> {
+fn start_qemu(env: &Env, dir: &Path, machine: Machine) -> Result<Child, Error> {
     let path = |name: &str| dir.join(name).display().to_string();
     let mut command = Command::new(&env.qemu);
     command
         .args(["-nodefaults", "-display", "none", "-accel", "qtest", "-m", "64M"])
-        .args(["-machine", "q35,memory-backend=mem0"])
         .args(["-object", "memory-backend-memfd,id=mem0,size=64M,share=on"])
-        // The root port's own hot-plug instead of ACPI's: it needs no ACPI interpreter.
-        .args(["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"])
-        .arg("-device")
-        .arg(format!("pcie-root-port,id=rp0,slot=1,addr={ROOT_PORT_SLOT:#x},pref64-reserve=32M"))
         .arg("-chardev")
         .arg(format!("socket,id=c0,path={},reconnect-ms=100", path("rdma.sock")))
         .arg("-qmp")
@@ -213,6 +223,18 @@ fn start_qemu(env: &Env, dir: &Path) -> Result<Child, Error> {
         .arg("-qtest")
         .arg(format!("unix:{},server=on,wait=off", path("qtest")))
         .args(["-qtest-log", "/dev/null"]);
+    let port = format!("pcie-root-port,id=rp0,slot=1,addr={ROOT_PORT_SLOT:#x},pref64-reserve=32M");
+    match machine {
+        Machine::Q35 => command
+            .args(["-machine", "q35,memory-backend=mem0"])
+            // The root port's own hot-plug instead of ACPI's: it needs no ACPI interpreter.
+            .args(["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"])
+            .args(["-device", &port]),
+        Machine::Microvm => command
+            .args(["-machine", "microvm,memory-backend=mem0"])
+            .args(["-global", "virtio-mmio.force-legacy=false"])
+            .args(["-device", "vhost-user-rdma,id=rdma0,chardev=c0,num-comp-vectors=2"]),
+    };
     start(&mut command, &dir.join("qemu.log"))
 }
 

@@ -2,11 +2,11 @@
 //! The checks of QEMU's device, each with a name that is a sentence.
 
 use serde_json::json;
-use virtio_rdma_abi::config::{ABI_MAJOR, DEVICE_ID, QUEUE_DOORBELL_FIRST};
+use virtio_rdma_abi::config::{ABI_MAJOR, Config, DEVICE_ID, QUEUE_DOORBELL_FIRST};
 use virtio_rdma_abi::control::{CMD_QUERY_DEVICE, STATUS_NOT_INITIALIZED, STATUS_OK};
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
-use crate::bench::MAC;
+use crate::bench::{MAC, Machine};
 use crate::driver::Driver;
 use crate::error::{ensure, ensure_eq};
 use crate::{Bench, Env, Error};
@@ -16,6 +16,7 @@ use crate::{Bench, Env, Error};
 pub struct Check {
     /// A sentence: what holds when it passes.
     pub name: &'static str,
+    machine: Machine,
     run: fn(&mut Bench) -> Result<(), Error>,
 }
 
@@ -26,41 +27,40 @@ impl Check {
     /// # Errors
     /// What was found wrong, with the end of the logs of both programs.
     pub fn run(&self, env: &Env) -> Result<(), Error> {
-        let mut bench = Bench::start(env)?;
+        let mut bench = Bench::start(env, self.machine)?;
         (self.run)(&mut bench)
             .and_then(|()| bench.finish())
             .map_err(|error| Error::Check(format!("{error}\n{}", bench.logs())))
     }
 }
 
+const fn q35(name: &'static str, run: fn(&mut Bench) -> Result<(), Error>) -> Check {
+    Check { name, machine: Machine::Q35, run }
+}
+
 /// All checks.
 pub fn checks() -> &'static [Check] {
     const CHECKS: &[Check] = &[
-        Check { name: "the device shows its properties", run: properties },
-        Check { name: "properties out of range are refused with the range", run: bad_properties },
-        Check { name: "a daemon with too few queues is refused", run: too_few_queues },
-        Check { name: "every queue has a vector and a notify page", run: queues },
-        Check { name: "the configuration is the daemon's with the machine's MAC", run: config },
-        Check { name: "the driver cannot write the configuration", run: config_write },
-        Check { name: "commands are answered with an interrupt", run: commands },
-        Check { name: "a doorbell write reaches the daemon", run: doorbell },
-        Check { name: "a paused machine keeps the device's state", run: pause },
-        Check { name: "a reset by the driver drops the device's state", run: driver_reset },
-        Check { name: "a system reset drops the device's state", run: system_reset },
-        Check { name: "the device is unplugged and plugged in again", run: hotplug },
-        Check { name: "a restarted daemon resumes the rings", run: daemon_restart },
-        Check { name: "a daemon restarted ten times still serves", run: daemon_restarts },
-        Check { name: "a daemon lost before DRIVER_OK comes back", run: daemon_lost_early },
-        Check { name: "a daemon lost while paused comes back", run: daemon_lost_paused },
-        Check { name: "the driver resets while no daemon is there", run: reset_without_daemon },
-        Check {
-            name: "the device is unplugged while no daemon is there",
-            run: unplug_without_daemon,
-        },
-        Check {
-            name: "a daemon that dies in any step does not harm QEMU",
-            run: daemon_dies_in_steps,
-        },
+        q35("the device shows its properties", properties),
+        q35("properties out of range are refused with the range", bad_properties),
+        q35("a daemon with too few queues is refused", too_few_queues),
+        q35("every queue has a vector and a notify page", queues),
+        q35("the configuration is the daemon's with the machine's MAC", config),
+        q35("the driver cannot write the configuration", config_write),
+        q35("commands are answered with an interrupt", commands),
+        q35("a doorbell write reaches the daemon", doorbell),
+        q35("a paused machine keeps the device's state", pause),
+        q35("a reset by the driver drops the device's state", driver_reset),
+        q35("a system reset drops the device's state", system_reset),
+        q35("the device is unplugged and plugged in again", hotplug),
+        q35("a restarted daemon resumes the rings", daemon_restart),
+        q35("a daemon restarted ten times still serves", daemon_restarts),
+        q35("a daemon lost before DRIVER_OK comes back", daemon_lost_early),
+        q35("a daemon lost while paused comes back", daemon_lost_paused),
+        q35("the driver resets while no daemon is there", reset_without_daemon),
+        q35("the device is unplugged while no daemon is there", unplug_without_daemon),
+        q35("a daemon that dies in any step does not harm QEMU", daemon_dies_in_steps),
+        Check { name: "the device works on virtio-mmio", machine: Machine::Microvm, run: mmio },
     ];
     CHECKS
 }
@@ -387,6 +387,41 @@ fn daemon_dies_in_steps(bench: &mut Bench) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn mmio(bench: &mut Bench) -> Result<(), Error> {
+    const FIRST: u64 = 0xfeb0_0000;
+    const STEP: u64 = 0x200;
+    const DEVICE_ID_REGISTER: u64 = 0x8;
+    const QUEUE_SELECT: u64 = 0x30;
+    const QUEUE_SIZE_MAX: u64 = 0x34;
+    const CONFIG: u64 = 0x100;
+
+    let mut place = None;
+    for slot in 0..24 {
+        let at = FIRST + slot * STEP;
+        if bench.qtest.load(at + DEVICE_ID_REGISTER, 4)? == u64::from(DEVICE_ID) {
+            place = Some(at);
+        }
+    }
+    let at = place.ok_or_else(|| Error::check("there is no RDMA device on virtio-mmio"))?;
+    let qtest = &mut bench.qtest;
+    ensure_eq("the version of the transport", qtest.load(at + 4, 4)?, 2)?;
+    for queue in 0..7 {
+        qtest.store(at + QUEUE_SELECT, 4, queue)?;
+        let size = qtest.load(at + QUEUE_SIZE_MAX, 4)?;
+        ensure_eq("that the queue exists", size > 0, queue < 6)?;
+    }
+    let mut config = Config::new_zeroed();
+    for (offset, byte) in (0u64..).zip(config.as_mut_bytes()) {
+        *byte = qtest.load(at + CONFIG + offset, 1)? as u8;
+    }
+    ensure_eq("abi_major", u32::from(config.abi_major.get()), ABI_MAJOR)?;
+    ensure_eq("num_comp_vectors", config.num_comp_vectors.get(), 2)?;
+    bench.kill_daemon()?;
+    bench.restart_daemon()?;
+    let status = bench.virtio_mmio_status()?;
+    ensure_eq("its number of queues", &status["num-vqs"], &json!(6))
 }
 
 fn is_not_initialized(bench: &mut Bench, driver: &mut Driver) -> Result<(), Error> {
