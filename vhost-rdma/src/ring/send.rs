@@ -8,13 +8,18 @@ use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::types::{RKey, WrOpcode};
 use rdma_midlayer::work::{MAX_SGE, SendData, SendFlags, SendWr, Sge};
-use virtio_rdma_abi::ring::{AtomicArgs, SEND_INLINE, SendWqe, WQE_ATOMIC_ARGS, WQE_SEND_DATA};
+use virtio_rdma_abi::ring::{
+    AtomicArgs, SEND_FENCE, SEND_INLINE, SEND_SIGNALED, SEND_SOLICITED, SendWqe, WQE_ATOMIC_ARGS,
+    WQE_SEND_DATA,
+};
 use zerocopy::FromBytes;
 
 use super::{Count, Geometry, MAX_STRIDE, WorkRing, phase_of, sges};
 
 const DATA: usize = WQE_SEND_DATA as usize;
 const LINE: usize = 64;
+/// Others are for later versions: a WQE with one of them would not be carried out as meant.
+const KNOWN_FLAGS: u8 = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED | SEND_INLINE;
 
 /// A send queue in guest memory.
 pub struct SendRing {
@@ -69,6 +74,9 @@ impl SendRing {
 
     fn parse<'b>(&self, n: u32, wqe: &SendWqe, buffer: &'b mut SendBuffer) -> Option<SendWr<'b>> {
         let opcode = WrOpcode::from_code(wqe.opcode)?;
+        if wqe.flags & !KNOWN_FLAGS != 0 {
+            return None;
+        }
         let inline = wqe.flags & SEND_INLINE != 0;
         let length = if inline {
             let length = wqe.inline_length.get();
@@ -157,7 +165,7 @@ impl SendRing {
 mod tests {
     use super::*;
     use crate::ring::test_memory::memory;
-    use virtio_rdma_abi::ring::{SEND_SIGNALED, WR_ATOMIC_FETCH_AND_ADD, WR_RDMA_READ, WR_SEND};
+    use virtio_rdma_abi::ring::{WR_ATOMIC_FETCH_AND_ADD, WR_RDMA_READ, WR_SEND};
     use zerocopy::IntoBytes;
 
     const GEOMETRY: Geometry = Geometry { entries: 4, offset: 64, stride_shift: 7 };
@@ -227,6 +235,8 @@ mod tests {
     fn malformed_wqes_are_reported_with_their_wr_id() {
         let bad = [
             wqe(99),
+            SendWqe { flags: 0x10, ..wqe(WR_SEND) },
+            SendWqe { flags: 0x80, ..wqe(WR_SEND) },
             SendWqe { num_sge: 6, ..wqe(WR_SEND) },
             SendWqe { num_sge: 255, ..wqe(WR_SEND) },
             SendWqe { inline_length: 1.into(), ..wqe(WR_SEND) },
