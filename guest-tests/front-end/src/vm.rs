@@ -294,7 +294,6 @@ impl Vm {
 
     /// Memory and rings over a new connection.
     fn begin(&self, link: &mut Link) -> Result<(), Error> {
-        link.frontend.set_features(link.features)?;
         if link.has_slots() {
             for region in self.memory.regions() {
                 link.frontend.add_mem_region(&region_info(&region))?;
@@ -378,6 +377,8 @@ impl Link {
     }
 
     fn start_rings(&mut self, memory: &GuestMemory, queues: &Queues) -> Result<(), Error> {
+        // Each time, as VMMs do: a reset forgets them.
+        self.frontend.set_features(self.features)?;
         for ring in queues.rings() {
             let index = usize::from(ring.index());
             let base = memory.user_address(ring.guest_address()).ok_or(Error::NoRegion(0))?;
