@@ -16,7 +16,7 @@ use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::Limits;
 use super::cq::Cq;
-use super::keys::{Mr, Mrs};
+use super::keys::{Memory, Mr, Mrs};
 use super::network::Network;
 use super::numbers::{NumberPool, Reuse};
 use super::poller::SoftPoller;
@@ -198,6 +198,20 @@ pub(crate) struct Pd {
     gone: Mutex<bool>,
 }
 
+impl Pd {
+    /// Its number, for objects of the same context.
+    pub(crate) fn number_in(&self, context: &Arc<Context>) -> Result<u32> {
+        if !Arc::ptr_eq(&self.context, context) {
+            return Err(Error::Invalid("a PD of another context"));
+        }
+        Ok(self.number)
+    }
+
+    fn register(&self, memory: Memory, access: Access) -> Result<Arc<dyn MrDriver>> {
+        Ok(Arc::new(Mr::register(self.context.clone(), self.number, memory, access)?))
+    }
+}
+
 impl PdDriver for Pd {
     fn reg_mr(
         &self,
@@ -205,7 +219,19 @@ impl PdDriver for Pd {
         memory: UserMemory,
         access: Access,
     ) -> Result<Arc<dyn MrDriver>> {
-        Ok(Arc::new(Mr::register(self.context.clone(), self.number, memory, access)?))
+        if memory.len() > self.context.limits.max_mr_size {
+            return Err(Error::Invalid("length of the memory region"));
+        }
+        self.register(Memory::One(memory), access)
+    }
+
+    fn reg_dma_mr(
+        &self,
+        _cx: &MaySleep,
+        regions: Vec<UserMemory>,
+        access: Access,
+    ) -> Result<Arc<dyn MrDriver>> {
+        self.register(Memory::Regions(regions.into()), access)
     }
 
     fn create_qp(&self, _cx: &MaySleep, init: QpInit) -> Result<Arc<dyn QpDriver>> {

@@ -2,6 +2,7 @@
 //! Completion queues: in the consumer's memory, or in a ring of the driver's own for `poll_cq`.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdma_midlayer::driver::{AsyncEvent, CqDriver, CqEvents, CqInit, CqMemory, Notify, Overflow};
@@ -16,7 +17,7 @@ use super::spin::SpinLock;
 pub(crate) struct Cq {
     context: Arc<Context>,
     cqn: Cqn,
-    cqe: u32,
+    cqe: AtomicU32,
     events: Arc<dyn CqEvents>,
     store: SpinLock<Store>,
     /// The QPs that complete here.
@@ -47,7 +48,7 @@ impl Cq {
         Self {
             context,
             cqn,
-            cqe: init.cqe,
+            cqe: AtomicU32::new(init.cqe),
             events: init.events,
             store: SpinLock::new(Store { place, failed: false }),
             users: SpinLock::new(HashSet::new()),
@@ -92,7 +93,7 @@ impl Cq {
         }
         let pushed = match &mut store.place {
             Place::Consumer(memory) => memory.push(wc),
-            Place::Own(ring) if ring.len() >= self.cqe as usize => Err(Overflow),
+            Place::Own(ring) if ring.len() >= self.cqe() as usize => Err(Overflow),
             Place::Own(ring) => {
                 ring.push_back(*wc);
                 Ok(())
@@ -125,7 +126,7 @@ impl CqDriver for Cq {
     }
 
     fn cqe(&self) -> u32 {
-        self.cqe
+        self.cqe.load(Ordering::Relaxed)
     }
 
     fn poll_cq(&self, wcs: &mut Vec<WorkCompletion>, max: usize) -> Result<usize> {
@@ -148,6 +149,28 @@ impl CqDriver for Cq {
             Place::Consumer(_) => Ok(false),
             Place::None => Err(Error::Gone),
         }
+    }
+
+    fn resize(&self, _cx: &MaySleep, cqe: u32, memory: Option<Arc<dyn CqMemory>>) -> Result<()> {
+        if cqe == 0 || cqe > self.context.limits().max_cqe {
+            return Err(Error::Invalid("number of CQEs"));
+        }
+        let mut store = self.store.lock();
+        let old = match (&mut store.place, memory) {
+            (Place::Own(ring), None) if ring.len() > cqe as usize => {
+                return Err(Error::Invalid("more completions than that are in the CQ"));
+            }
+            (Place::Own(_), None) => None,
+            (place @ Place::Consumer(_), Some(memory)) => {
+                Some(std::mem::replace(place, Place::Consumer(memory)))
+            }
+            (Place::None, _) => return Err(Error::Gone),
+            _ => return Err(Error::Invalid("a CQ stays in the memory that it is in")),
+        };
+        self.cqe.store(cqe, Ordering::Relaxed);
+        drop(store);
+        drop(old);
+        Ok(())
     }
 
     fn destroy(&self, cx: &MaySleep) -> Result<()> {

@@ -4,16 +4,16 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rdma_midlayer::driver::MrDriver;
+use rdma_midlayer::driver::{MrChange, MrDriver, own_any};
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::{Guard, Table};
 use rdma_midlayer::types::{Access, LKey, RKey};
 use rdma_midlayer::work::Sge;
 use rdma_midlayer::{Error, MaySleep, Result};
 
-use super::context::Context;
+use super::context::{Context, Pd};
 use super::numbers::{NumberPool, Reuse};
 
 /// Low bits of a key that can't be guessed from other keys; the number is above them.
@@ -27,7 +27,17 @@ struct Entry {
     key: u32,
     pd: u32,
     access: Access,
-    memory: Option<UserMemory>,
+    memory: Memory,
+}
+
+/// What is behind a key.
+pub(crate) enum Memory {
+    /// Nothing, for now.
+    None,
+    /// One range.
+    One(UserMemory),
+    /// Several, with holes between them: all that a consumer can use for DMA.
+    Regions(Box<[UserMemory]>),
 }
 
 impl Entry {
@@ -37,7 +47,11 @@ impl Entry {
         if self.pd != pd || !self.access.contains(access) {
             return None;
         }
-        self.memory.as_ref().filter(|m| m.contains(addr, len))
+        match &self.memory {
+            Memory::One(memory) => Some(memory).filter(|memory| memory.contains(addr, len)),
+            Memory::Regions(regions) => regions.iter().find(|memory| memory.contains(addr, len)),
+            Memory::None => None,
+        }
     }
 }
 
@@ -98,10 +112,10 @@ impl Mrs {
         self.random.hash_one((count, number)) as u32 & ((1 << RANDOM_BITS) - 1)
     }
 
-    fn register(&self, pd: u32, access: Access, memory: UserMemory) -> Result<u32> {
+    fn register(&self, pd: u32, access: Access, memory: Memory) -> Result<u32> {
         let number = self.take_number().ok_or(Error::Limit("memory regions"))?;
         let key = number << RANDOM_BITS | self.random_bits(number);
-        let entry = Arc::new(Entry { key, pd, access, memory: Some(memory) });
+        let entry = Arc::new(Entry { key, pd, access, memory });
         if self.table.insert(number as usize, entry).is_err() {
             self.give_back(number);
             return Err(Error::Limit("memory regions"));
@@ -109,12 +123,10 @@ impl Mrs {
         Ok(key)
     }
 
-    fn replace(&self, cx: &MaySleep, key: u32, entry: Entry) -> Result<()> {
-        let number = (key >> RANDOM_BITS) as usize;
-        match self.table.replace(cx, number, Arc::new(entry)) {
-            Ok(_old) => Ok(()),
-            Err(_unused) => Err(Error::Gone),
-        }
+    /// Puts another entry behind its key; the old one when nobody uses it any more.
+    fn replace(&self, cx: &MaySleep, entry: Entry) -> Result<Arc<Entry>> {
+        let number = (entry.key >> RANDOM_BITS) as usize;
+        self.table.replace(cx, number, Arc::new(entry)).map_err(|_unused| Error::Gone)
     }
 
     fn deregister(&self, cx: &MaySleep, key: u32) {
@@ -136,25 +148,41 @@ impl Mrs {
 pub(crate) struct Mr {
     context: Arc<Context>,
     key: u32,
+    /// Held while the entry is exchanged, so that no late exchange hits the next owner of the number.
+    now: Mutex<Now>,
+}
+
+/// What an MR is now.
+struct Now {
     pd: u32,
     access: Access,
-    /// Held while the entry is exchanged, so that no late exchange hits the next owner of the number.
-    gone: Mutex<bool>,
+    gone: bool,
+}
+
+/// Remote stores need the right to local ones (IBA 10.6.3.1).
+fn check_access(access: Access) -> Result<()> {
+    let stores = access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0;
+    if stores != 0 && !access.contains(Access::LOCAL_WRITE) {
+        return Err(Error::Invalid("remote write and atomics need local write"));
+    }
+    Ok(())
 }
 
 impl Mr {
     pub(crate) fn register(
         context: Arc<Context>,
         pd: u32,
-        memory: UserMemory,
+        memory: Memory,
         access: Access,
     ) -> Result<Self> {
-        let remote_store = Access(access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0);
-        if remote_store != Access::NONE && !access.contains(Access::LOCAL_WRITE) {
-            return Err(Error::Invalid("remote write and atomics need local write"));
-        }
+        check_access(access)?;
         let key = context.mrs.register(pd, access, memory)?;
-        Ok(Self { context, key, pd, access, gone: Mutex::new(false) })
+        Ok(Self { context, key, now: Mutex::new(Now { pd, access, gone: false }) })
+    }
+
+    fn now(&self) -> Result<MutexGuard<'_, Now>> {
+        let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.gone { Err(Error::Gone) } else { Ok(now) }
     }
 }
 
@@ -168,19 +196,38 @@ impl MrDriver for Mr {
     }
 
     fn replace_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
-        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        if *gone {
-            return Err(Error::Gone);
+        let now = self.now()?;
+        let memory = memory.map_or(Memory::None, Memory::One);
+        let entry = Entry { key: self.key, pd: now.pd, access: now.access, memory };
+        self.context.mrs.replace(cx, entry).map(drop)
+    }
+
+    fn rereg(&self, cx: &MaySleep, change: MrChange) -> Result<()> {
+        let mut now = self.now()?;
+        let access = change.access.unwrap_or(now.access);
+        check_access(access)?;
+        let pd = match change.pd {
+            Some(pd) => own_any::<Pd>(pd)?.number_in(&self.context)?,
+            None => now.pd,
+        };
+        let mrs = &self.context.mrs;
+        let entry = |memory| Entry { key: self.key, pd, access, memory };
+        match change.memory {
+            Some(memory) => drop(mrs.replace(cx, entry(Memory::One(memory)))?),
+            // An entry is shared with readers: its memory can be had only when they have left. For
+            // that moment the key names nothing (IBA 11.2.8.4: the consumer has no work under way).
+            None => {
+                let old = mrs.replace(cx, entry(Memory::None))?;
+                let memory = Arc::into_inner(old).map_or(Memory::None, |old| old.memory);
+                mrs.replace(cx, entry(memory))?;
+            }
         }
-        let entry = Entry { key: self.key, pd: self.pd, access: self.access, memory };
-        self.context.mrs.replace(cx, self.key, entry)
+        (now.pd, now.access) = (pd, access);
+        Ok(())
     }
 
     fn dereg(&self, cx: &MaySleep) -> Result<()> {
-        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *gone, true) {
-            return Err(Error::Gone);
-        }
+        self.now()?.gone = true;
         self.context.mrs.deregister(cx, self.key);
         Ok(())
     }

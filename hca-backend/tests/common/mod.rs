@@ -32,7 +32,7 @@ unsafe impl Mapping for Ram {
 }
 
 impl Ram {
-    pub fn new(bytes: usize) -> Arc<dyn Mapping> {
+    pub fn mapping(bytes: usize) -> Arc<dyn Mapping> {
         Arc::new(Self((0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect()))
     }
 }
@@ -119,10 +119,13 @@ impl EventLog {
     }
 }
 
+/// wr_id and SGEs, or the wr_id of one that makes no sense.
+type RingWqe = Result<(u64, Vec<Sge>), u64>;
+
 /// Receive WQEs in the consumer's memory.
 #[derive(Default)]
 pub struct RecvRing {
-    pub wqes: Mutex<VecDeque<Result<(u64, Vec<Sge>), u64>>>,
+    pub wqes: Mutex<VecDeque<RingWqe>>,
     pub doorbell: AtomicBool,
     inside: AtomicBool,
 }
@@ -246,17 +249,17 @@ impl Lab {
 
     pub fn to_rts(&self, end: &End, peer: &End, sq_psn: u32, rq_psn: u32) {
         self.to_rtr(end, peer, rq_psn);
-        let attr = QpAttr { sq_psn: Psn::new(sq_psn), ..end.attr.clone() };
+        let attr = QpAttr { sq_psn: Psn::new(sq_psn), ..end.attr };
         self.modify(end, QpState::Rts, attr, RTS);
     }
 
     pub fn to_rtr(&self, end: &End, peer: &End, rq_psn: u32) {
-        self.modify(end, QpState::Init, end.attr.clone(), INIT);
+        self.modify(end, QpState::Init, end.attr, INIT);
         let attr = QpAttr {
             dest_qpn: peer.qp.qpn(),
             rq_psn: Psn::new(rq_psn),
             ah: AhAttr { dgid: peer.tenant.gid, port: 1, ..AhAttr::default() },
-            ..end.attr.clone()
+            ..end.attr
         };
         self.modify(end, QpState::Rtr, attr, RTR);
     }
@@ -268,7 +271,7 @@ impl Lab {
     }
 
     pub fn move_to(&self, end: &End, state: QpState) {
-        self.modify(end, state, end.attr.clone(), QpAttrMask::STATE);
+        self.modify(end, state, end.attr, QpAttrMask::STATE);
     }
 
     pub fn state(&self, end: &End) -> QpState {
@@ -379,7 +382,7 @@ impl End {
             let init = CqInit { cqe: 1 << 20, vector: 0, memory: Some(sink.clone()), events: sink };
             tenant.context.create_cq(&lab.cx, init).unwrap()
         });
-        let ram = Ram::new(setup.memory);
+        let ram = Ram::mapping(setup.memory);
         let whole = || window(&ram, BASE, 0, setup.memory);
         let mr = tenant.pd.reg_mr(&lab.cx, whole(), REMOTE_ALL).unwrap();
         let [send, recv] = sinks;
