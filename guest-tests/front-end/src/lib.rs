@@ -37,6 +37,7 @@ mod memory;
 mod pages;
 mod qp;
 mod queues;
+mod requests;
 mod ring;
 mod uar;
 mod virtqueue;

@@ -208,3 +208,10 @@ pub fn wait_readable(fd: &impl AsRawFd, timeout: std::time::Duration) -> io::Res
         n => Ok(n > 0),
     }
 }
+
+/// Another handle of the socket behind a value that lends only its number.
+pub fn clone_socket(of: &impl AsRawFd) -> io::Result<std::os::unix::net::UnixStream> {
+    // SAFETY: `of` keeps its file descriptor open for as long as it is borrowed here.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(of.as_raw_fd()) };
+    Ok(fd.try_clone_to_owned()?.into())
+}

@@ -24,6 +24,7 @@ use crate::driver::{Driver, GidEntry};
 use crate::error::{CommandError, Error};
 use crate::memory::{GuestMemory, Region};
 use crate::queues::Queues;
+use crate::requests::BackendRequests;
 
 const F_VERSION_1: u64 = 1 << 32;
 const F_EVENT_IDX: u64 = 1 << 29;
@@ -86,6 +87,8 @@ struct Link {
     features: u64,
     protocol: VhostUserProtocolFeatures,
     queues: u64,
+    /// If the daemon offers it.
+    requests: Option<BackendRequests>,
 }
 
 impl std::fmt::Debug for Link {
@@ -156,6 +159,11 @@ impl Vm {
     /// Bytes of configuration space.
     pub fn read_config(&self, offset: u32, len: u32) -> Result<Vec<u8>, Error> {
         self.with_link(|link| link.read_config(offset, len))
+    }
+
+    /// Configuration change messages that this connection has brought.
+    pub fn config_changes(&self) -> Result<u64, Error> {
+        self.with_link(|link| Ok(link.requests.as_ref().map_or(0, BackendRequests::config_changes)))
     }
 
     /// Virtio and vhost-user feature bits in force, and protocol feature bits.
@@ -339,6 +347,7 @@ impl Link {
         let mut wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::STATUS;
         if settings.memory_slots {
@@ -346,14 +355,19 @@ impl Link {
         }
         let protocol = frontend.get_protocol_features()? & wanted;
         frontend.set_protocol_features(protocol)?;
-        if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+        let acked = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        if acked {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         if !protocol.contains(VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::CONFIG) {
             return Err(Error::NotOffered("MQ and CONFIG"));
         }
         let queues = frontend.get_queue_num()?;
-        Ok(Self { frontend, stream: clone, features, protocol, queues })
+        let requests = protocol
+            .contains(VhostUserProtocolFeatures::BACKEND_REQ)
+            .then(|| BackendRequests::open(&mut frontend, acked))
+            .transpose()?;
+        Ok(Self { frontend, stream: clone, features, protocol, queues, requests })
     }
 
     fn config(&mut self) -> Result<Config, Error> {

@@ -3,7 +3,7 @@
 //! `vhost-user-backend`, with a device that says OK to every command. So a fault in the front end
 //! shows here, before it is looked for in the daemon.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -96,6 +96,7 @@ impl VhostUserBackend for YesDevice {
         let mut features = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::RESET_DEVICE;
         features.set(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS, self.slots);
         features
@@ -137,33 +138,35 @@ impl VhostUserBackend for YesDevice {
     }
 }
 
-/// Serves one connection; the thread ends with it.
-fn serve(path: &Path, device: &Arc<YesDevice>) -> Result<(), Box<dyn std::error::Error>> {
-    let mut listener = Listener::new(path, true)?;
-    let device = Arc::clone(device);
-    std::thread::spawn(move || -> Result<(), vhost_user_backend::Error> {
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let mut daemon = VhostUserDaemon::new("yes".into(), device, memory)?;
-        daemon.start(&mut listener)?;
-        daemon.wait()
-    });
-    Ok(())
-}
+type Started = (tempfile::TempDir, PathBuf, Vec<Arc<YesDevice>>);
 
-fn start(
-    slots: bool,
-) -> Result<(tempfile::TempDir, PathBuf, Arc<YesDevice>), Box<dyn std::error::Error>> {
+/// Serves so many connections, one after the other, each with a device of its own.
+fn start(slots: bool, lives: usize) -> Result<Started, Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("yes.sock");
-    let device = Arc::new(YesDevice::new(slots)?);
-    serve(&path, &device)?;
-    Ok((folder, path, device))
+    let devices = (0..lives)
+        .map(|_| YesDevice::new(slots).map(Arc::new))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let mut listener = Listener::new(&path, true)?;
+    let served = devices.clone();
+    std::thread::spawn(move || -> Result<(), vhost_user_backend::Error> {
+        for device in served {
+            let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+            let mut daemon = VhostUserDaemon::new("yes".into(), device, memory)?;
+            daemon.start(&mut listener)?;
+            // An error is how a connection ends.
+            let _ = daemon.wait();
+        }
+        Ok(())
+    });
+    Ok((folder, path, devices))
 }
 
 #[test]
 fn the_handshake_ends_with_a_driver_that_can_command() -> TestResult {
     for (slots, regions) in [(true, 3), (false, 3), (true, 1), (false, 1)] {
-        let (_folder, path, device) = start(slots)?;
+        let (_folder, path, devices) = start(slots, 1)?;
+        let device = &devices[0];
         let vm = Vm::connect(&path, VmConfig { regions, ..VmConfig::default() })?;
         assert_eq!(device.regions(), regions);
         assert_eq!(vm.config()?.num_comp_vectors.get(), 2);
@@ -185,7 +188,8 @@ fn the_handshake_ends_with_a_driver_that_can_command() -> TestResult {
 
 #[test]
 fn rings_stop_resume_and_start_anew() -> TestResult {
-    let (_folder, path, device) = start(true)?;
+    let (_folder, path, devices) = start(true, 1)?;
+    let device = &devices[0];
     let vm = Vm::connect(&path, VmConfig::default())?;
     let driver = vm.driver()?;
     let bases = vm.stop()?;
@@ -205,18 +209,16 @@ fn rings_stop_resume_and_start_anew() -> TestResult {
 
 #[test]
 fn a_connection_can_be_lost_and_made_again() -> TestResult {
-    let (_folder, path, device) = start(true)?;
+    let (_folder, path, devices) = start(true, 2)?;
     let vm = Vm::connect(&path, VmConfig::default())?;
     let driver = vm.driver()?;
     driver.alloc_pd()?;
     vm.disconnect();
     assert!(vm.config().is_err());
     // Another life of the back end; the driver goes on where it was.
-    let second = Arc::new(YesDevice::new(true)?);
-    serve(&path, &second)?;
     vm.reconnect()?;
     driver.alloc_pd()?;
-    assert_eq!(second.commands.load(Ordering::Relaxed), 1);
-    assert_eq!(device.commands.load(Ordering::Relaxed), 3);
+    assert_eq!(devices[1].commands.load(Ordering::Relaxed), 1);
+    assert_eq!(devices[0].commands.load(Ordering::Relaxed), 3);
     Ok(())
 }
