@@ -6,11 +6,17 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 
 use crate::error::{Error, Result};
+use crate::sync::thread_local;
 
-thread_local! {
-    static CLAIMED: Cell<bool> = const { Cell::new(false) };
-    static HANDLERS: Cell<u32> = const { Cell::new(0) };
+#[allow(clippy::missing_const_for_thread_local, reason = "loom's macro has no const form")]
+mod claims {
+    use super::{Cell, thread_local};
+    thread_local! {
+        pub(super) static CLAIMED: Cell<bool> = Cell::new(false);
+        pub(super) static HANDLERS: Cell<u32> = Cell::new(0);
+    }
 }
+use claims::{CLAIMED, HANDLERS};
 
 /// Proof that the caller runs in a process context, where it may sleep.
 ///
@@ -78,29 +84,5 @@ impl InHandler {
 impl Drop for InHandler {
     fn drop(&mut self) {
         HANDLERS.with(|depth| depth.set(depth.get() - 1));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_has_one_token_at_a_time() {
-        let first = MaySleep::claim().unwrap();
-        assert!(MaySleep::claim().is_none());
-        drop(first);
-        assert!(MaySleep::claim().is_some());
-    }
-
-    #[test]
-    fn a_handler_can_neither_make_nor_use_a_token() {
-        let cx = MaySleep::claim().unwrap();
-        let inside = InHandler::enter();
-        assert!(matches!(cx.check(), Err(Error::NotPermitted(_))));
-        drop(cx);
-        assert!(MaySleep::claim().is_none());
-        drop(inside);
-        MaySleep::claim().unwrap().check().unwrap();
     }
 }

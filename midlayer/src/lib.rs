@@ -21,6 +21,8 @@ pub mod rcu;
 pub mod registry;
 mod run_queue;
 mod sync;
+#[cfg(test)]
+mod tests;
 pub mod types;
 pub mod verbs;
 pub mod work;

@@ -9,14 +9,33 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering, fence};
-use std::time::Duration;
 
 use crate::context::MaySleep;
+use crate::sync::{
+    AtomicBool, AtomicPtr, AtomicU64, CHUNK, Ordering, can_fence_all_threads, compiler_fence,
+    fence, fence_all_threads, global, pause, thread_local,
+};
 
-/// Steps by 2, so that a slot can hold it with bit 0 set for "inside".
-static EPOCH: AtomicU64 = AtomicU64::new(2);
-static SLOTS: AtomicPtr<Slot> = AtomicPtr::new(null_mut());
+/// What readers and writers share.
+struct Domain {
+    /// Steps by 2, so that a slot can hold it with bit 0 set for "inside".
+    epoch: AtomicU64,
+    slots: AtomicPtr<Slot>,
+    /// Writers fence for the readers too: readers only keep the compiler in order.
+    asymmetric: AtomicBool,
+}
+
+global! {
+    static DOMAIN: Domain = Domain {
+        epoch: AtomicU64::new(2),
+        slots: AtomicPtr::new(null_mut()),
+        asymmetric: AtomicBool::new(false),
+    };
+}
+
+thread_local! {
+    static LOCAL: Local = Local::new();
+}
 
 /// Where a thread says since when it is inside. Never freed; taken over by later threads.
 #[repr(align(128))]
@@ -44,12 +63,8 @@ impl Drop for Local {
     }
 }
 
-thread_local! {
-    static LOCAL: Local = Local::new();
-}
-
 fn slots() -> impl Iterator<Item = &'static Slot> {
-    let mut at = SLOTS.load(Ordering::Acquire);
+    let mut at = DOMAIN.slots.load(Ordering::Acquire);
     std::iter::from_fn(move || {
         // SAFETY: slots are leaked boxes that are published with release and never freed.
         let slot = unsafe { at.as_ref()? };
@@ -70,11 +85,11 @@ fn take_slot() -> &'static Slot {
         taken: AtomicBool::new(true),
         next: AtomicPtr::new(null_mut()),
     }));
-    let mut head = SLOTS.load(Ordering::Acquire);
+    let mut head = DOMAIN.slots.load(Ordering::Acquire);
     loop {
         slot.next.store(head, Ordering::Relaxed);
         let new = std::ptr::from_ref(slot).cast_mut();
-        match SLOTS.compare_exchange_weak(head, new, Ordering::AcqRel, Ordering::Acquire) {
+        match DOMAIN.slots.compare_exchange_weak(head, new, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => return slot,
             Err(now) => head = now,
         }
@@ -86,22 +101,25 @@ pub struct Guard {
     _of_this_thread: PhantomData<*mut ()>,
 }
 
-/// Enters the domain. Never sleeps.
+/// Enters the domain. Never sleeps; a thread's first call allocates.
+#[inline]
 pub fn enter() -> Guard {
     LOCAL.with(|local| {
         let depth = local.depth.get();
         local.depth.set(depth + 1);
         if depth == 0 {
-            local.slot.inside_since.store(EPOCH.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
-            // Pairs with the fence in `synchronize`: either it sees this slot, or we see what it
-            // unpublished before.
-            fence(Ordering::SeqCst);
+            let since = DOMAIN.epoch.load(Ordering::Relaxed) | 1;
+            // Release: whoever sees that this thread has come in again, after its last visit, sees
+            // that visit's end too.
+            local.slot.inside_since.store(since, Ordering::Release);
+            light_fence();
         }
     });
     Guard { _of_this_thread: PhantomData }
 }
 
 impl Drop for Guard {
+    #[inline]
     fn drop(&mut self) {
         LOCAL.with(|local| {
             let depth = local.depth.get() - 1;
@@ -116,26 +134,47 @@ impl Drop for Guard {
 /// Returns when every reader that was inside at the call has left. May sleep.
 pub fn synchronize(_cx: &MaySleep) {
     debug_assert_eq!(LOCAL.with(|l| l.depth.get()), 0, "a reader would wait for itself");
-    fence(Ordering::SeqCst);
-    let epoch = EPOCH.fetch_add(2, Ordering::SeqCst) + 2;
+    heavy_fence();
+    let epoch = DOMAIN.epoch.fetch_add(2, Ordering::SeqCst) + 2;
     for slot in slots() {
-        let mut tries = 0u32;
+        let mut tries = 0;
         loop {
             let since = slot.inside_since.load(Ordering::Acquire);
             if since == 0 || since >= epoch {
                 break;
             }
             tries += 1;
-            if tries < 200 {
-                std::hint::spin_loop();
-            } else {
-                std::thread::sleep(Duration::from_micros(50));
-            }
+            pause(tries);
         }
     }
 }
 
-const CHUNK: usize = 1024;
+/// A reader's half: either the writer sees the reader inside, or the reader sees what the writer
+/// unpublished before.
+#[inline]
+fn light_fence() {
+    if DOMAIN.asymmetric.load(Ordering::Relaxed) {
+        // `heavy_fence` of any writer makes this one a full fence.
+        compiler_fence(Ordering::SeqCst);
+    } else {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// A writer's half.
+fn heavy_fence() {
+    let all = can_fence_all_threads();
+    if all && !DOMAIN.asymmetric.load(Ordering::Relaxed) {
+        // Every writer asks before it relies on anything, so from the first one on all of them fence
+        // for the readers.
+        DOMAIN.asymmetric.store(true, Ordering::SeqCst);
+    }
+    fence(Ordering::SeqCst);
+    if all {
+        fence_all_threads();
+    }
+}
+
 type Chunk<T> = [AtomicPtr<T>; CHUNK];
 
 /// Objects by a small number. Look-up takes no lock; memory is paid by the chunk.
@@ -186,7 +225,7 @@ impl<T> Table<T> {
     pub fn insert(&self, index: usize, object: Arc<T>) -> Result<(), Arc<T>> {
         let Some(slot) = self.chunks.get(index / CHUNK) else { return Err(object) };
         if slot.load(Ordering::Acquire).is_null() {
-            let new: Box<Chunk<T>> = Box::new([const { AtomicPtr::new(null_mut()) }; CHUNK]);
+            let new: Box<Chunk<T>> = Box::new(std::array::from_fn(|_| AtomicPtr::new(null_mut())));
             let new = Box::into_raw(new);
             if slot.compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err()
             {
@@ -239,111 +278,20 @@ impl<T> Table<T> {
 
 impl<T> Drop for Table<T> {
     fn drop(&mut self) {
-        for chunk in &mut self.chunks {
-            let chunk = *chunk.get_mut();
+        for chunk in &self.chunks {
+            let chunk = chunk.load(Ordering::Relaxed);
             if chunk.is_null() {
                 continue;
             }
             // SAFETY: exclusive access; the chunk came from a box, the objects from `Arc`s.
             unsafe {
-                for cell in Box::from_raw(chunk).iter_mut() {
-                    if !cell.get_mut().is_null() {
-                        drop(Arc::from_raw(*cell.get_mut()));
+                for cell in Box::from_raw(chunk).iter() {
+                    let at = cell.load(Ordering::Relaxed);
+                    if !at.is_null() {
+                        drop(Arc::from_raw(at));
                     }
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Barrier;
-    use std::sync::atomic::AtomicUsize;
-
-    #[test]
-    fn synchronize_waits_for_a_reader_that_is_inside() {
-        let order = Arc::new(AtomicUsize::new(0));
-        let barrier = Arc::new(Barrier::new(2));
-        let reader = std::thread::spawn({
-            let (order, barrier) = (order.clone(), barrier.clone());
-            move || {
-                let _outer = enter();
-                let inner = enter();
-                barrier.wait();
-                drop(inner);
-                std::thread::sleep(Duration::from_millis(50));
-                order.store(1, Ordering::SeqCst);
-            }
-        });
-        barrier.wait();
-        std::thread::spawn(move || {
-            synchronize(&MaySleep::claim().unwrap());
-            assert_eq!(order.load(Ordering::SeqCst), 1);
-        })
-        .join()
-        .unwrap();
-        reader.join().unwrap();
-    }
-
-    #[test]
-    fn a_table_gives_objects_by_number_until_they_are_removed() {
-        std::thread::spawn(|| {
-            let cx = MaySleep::claim().unwrap();
-            let table = Table::new(3000);
-            assert!(table.insert(2500, Arc::new(7)).is_ok());
-            assert!(table.insert(2500, Arc::new(8)).is_err(), "taken");
-            assert!(table.insert(5000, Arc::new(8)).is_err(), "out of range");
-            assert_eq!(table.get(2500, &enter()), Some(&7));
-            assert_eq!(table.get(1, &enter()), None);
-            assert_eq!(table.replace(&cx, 2500, Arc::new(9)).as_deref(), Ok(&7));
-            assert_eq!(table.replace(&cx, 2501, Arc::new(9)).as_deref(), Err(&Arc::new(9)));
-            assert_eq!(table.remove(&cx, 2500).as_deref(), Some(&9));
-            assert_eq!(table.get(2500, &enter()), None);
-            assert!(table.remove(&cx, 2500).is_none());
-        })
-        .join()
-        .unwrap();
-    }
-
-    #[test]
-    fn readers_never_see_a_freed_object() {
-        struct Canary(AtomicU64);
-        impl Drop for Canary {
-            fn drop(&mut self) {
-                self.0.store(0xdead, Ordering::Relaxed);
-            }
-        }
-        let table = Arc::new(Table::new(16));
-        let stop = Arc::new(AtomicBool::new(false));
-        let readers: Vec<_> = (0..2)
-            .map(|_| {
-                let (table, stop) = (table.clone(), stop.clone());
-                std::thread::spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        let guard = enter();
-                        if let Some(c) = table.get(3, &guard) {
-                            let c: &Canary = c;
-                            assert_eq!(c.0.load(Ordering::Relaxed), 1);
-                        }
-                    }
-                })
-            })
-            .collect();
-        std::thread::spawn({
-            let table = table.clone();
-            move || {
-                let cx = MaySleep::claim().unwrap();
-                for _ in 0..500 {
-                    assert!(table.insert(3, Arc::new(Canary(AtomicU64::new(1)))).is_ok());
-                    drop(table.remove(&cx, 3));
-                }
-            }
-        })
-        .join()
-        .unwrap();
-        stop.store(true, Ordering::Relaxed);
-        readers.into_iter().for_each(|r| r.join().unwrap());
     }
 }

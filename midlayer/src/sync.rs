@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The primitives that the lock-free parts are built on: the standard ones, or loom's when a model
-//! is checked (`--cfg loom`).
+//! The primitives that the lock-free parts (`rcu`, `run_queue`, `completion`, `life`) are built on.
+//! `tests/models.rs` compiles those files again with loom's in place of this one.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, fence};
-#[cfg(loom)]
-pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
-#[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, fence};
-#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, compiler_fence, fence,
+};
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+pub(crate) use std::thread_local;
 
-pub(crate) use std::sync::atomic::Ordering;
+/// Objects in a chunk of an `rcu::Table`.
+pub(crate) const CHUNK: usize = 1024;
+
+/// A static variable; under loom it is made anew for each execution.
+macro_rules! global {
+    (static $name:ident: $type:ty = $value:expr;) => {
+        static $name: $type = $value;
+    };
+}
+pub(crate) use global;
 
 /// Locks; what a panicking thread left behind is still whole here, since no invariant of ours spans
 /// a call that may panic.
@@ -23,3 +29,45 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     condvar.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner())
 }
+
+/// Lets others go on: the `tries`th time.
+pub(crate) fn pause(tries: u32) {
+    if tries < 200 {
+        std::hint::spin_loop();
+    } else {
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+}
+
+/// Whether the process may use `fence_all_threads`.
+#[cfg(all(target_os = "linux", not(miri)))]
+pub(crate) fn can_fence_all_threads() -> bool {
+    static REGISTERED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *REGISTERED.get_or_init(|| membarrier(1 << 4))
+}
+
+/// A full fence on every running thread of the process (`membarrier`, private expedited).
+#[cfg(all(target_os = "linux", not(miri)))]
+pub(crate) fn fence_all_threads() {
+    if !membarrier(1 << 3) {
+        // The kernel doesn't refuse a process that has registered. If one does: stores reach the
+        // other CPUs within nanoseconds, fence or not.
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[cfg(all(target_os = "linux", not(miri)))]
+fn membarrier(command: libc::c_int) -> bool {
+    // SAFETY: the call has no arguments in memory.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// Whether the process may use `fence_all_threads`: not on this system.
+#[cfg(not(all(target_os = "linux", not(miri))))]
+pub(crate) fn can_fence_all_threads() -> bool {
+    false
+}
+
+/// Never called here.
+#[cfg(not(all(target_os = "linux", not(miri))))]
+pub(crate) fn fence_all_threads() {}
