@@ -65,27 +65,29 @@ int vrdma_poll_cq(struct ibv_cq *ibv_cq, int num_entries, struct ibv_wc *wc)
 {
 	struct vrdma_cq *cq = to_vcq(ibv_cq);
 	struct vrdma_give_back give = {};
-	uint32_t before;
+	uint32_t n, before;
 	int polled = 0;
 
+	/* Who spins on an empty CQ does so without a locked operation. */
+	if (vrdma_cq_empty(&cq->ring))
+		return 0;
 	vrdma_lock(&cq->lock);
-	before = cq->ring.consumer;
-	while (polled < num_entries) {
+	before = vrdma_cq_consumer(&cq->ring);
+	for (n = before; polled < num_entries; n++) {
 		const struct virtio_rdma_cqe *cqe;
 		struct vrdma_qp *qp;
 		uint64_t last;
 		uint8_t flags;
 
-		if (!vrdma_cqe_valid(&cq->ring, cq->ring.consumer, &last))
+		if (!vrdma_cqe_valid(&cq->ring, n, &last))
 			break;
-		cqe = vrdma_cq_slot(&cq->ring, cq->ring.consumer);
-		cq->ring.consumer++;
 		qp = vrdma_cq_find_qp(cq, vrdma_cqe_qpn(last));
 		if (unlikely(!qp))
 			continue;
 
+		cqe = vrdma_cq_slot(&cq->ring, n);
 		flags = vrdma_cqe_flags(last);
-		vrdma_give_back(&give, &cq->ring,
+		vrdma_give_back(&give, &cq->ring, n,
 				flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? &qp->sq : &qp->rq,
 				le32toh(cqe->wqe_count));
 		wc->wr_id = le64toh(cqe->wr_id);
@@ -108,8 +110,8 @@ int vrdma_poll_cq(struct ibv_cq *ibv_cq, int num_entries, struct ibv_wc *wc)
 		wc++;
 		polled++;
 	}
-	if (cq->ring.consumer != before)
-		vrdma_give_back_now(&give, &cq->ring);
+	if (n != before)
+		vrdma_give_back_now(&give, &cq->ring, n);
 	vrdma_unlock(&cq->lock);
 	return polled;
 }
@@ -132,13 +134,13 @@ int vrdma_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
 void vrdma_cq_clean(struct vrdma_cq *cq, uint32_t qpn)
 {
 	struct vrdma_ring_cq *ring = &cq->ring;
-	uint32_t end = ring->consumer, gone = 0;
+	uint32_t begin = vrdma_cq_consumer(ring), end = begin, gone = 0;
 	uint64_t last;
 
 	cq->last_qp = NULL;
-	while (end - ring->consumer < ring->entries && vrdma_cqe_valid(ring, end, &last))
+	while (end - begin < ring->entries && vrdma_cqe_valid(ring, end, &last))
 		end++;
-	for (uint32_t n = end; n-- != ring->consumer;) {
+	for (uint32_t n = end; n-- != begin;) {
 		struct virtio_rdma_cqe *cqe = vrdma_cq_slot(ring, n);
 
 		if (le32toh(cqe->qpn) == qpn) {
@@ -150,10 +152,8 @@ void vrdma_cq_clean(struct vrdma_cq *cq, uint32_t qpn)
 			to->phase = (uint8_t)vrdma_phase(n + gone, ring->entries_shift);
 		}
 	}
-	if (gone) {
-		ring->consumer += gone;
-		vrdma_cq_store_consumer(ring);
-	}
+	if (gone)
+		vrdma_cq_store_consumer(ring, begin + gone);
 }
 
 struct ibv_cq *vrdma_create_cq(struct ibv_context *context, int cqe,

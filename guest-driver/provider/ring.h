@@ -94,8 +94,8 @@ struct vrdma_ring_cq {
 	char *buf;
 	uint32_t entries;
 	uint8_t entries_shift;
-	/* CQEs polled. Runs freely. */
-	uint32_t consumer;
+	/* CQEs polled. Runs freely. Only whoever holds the CQ's lock stores it. */
+	_Atomic uint32_t consumer;
 	/* The last arm word stored. */
 	uint32_t arm;
 };
@@ -143,12 +143,32 @@ static inline uint8_t vrdma_cqe_flags(uint64_t last)
 	return (uint8_t)(last >> 48);
 }
 
-/* Tells the device how far the CQ has been polled. Release: the slots have been read. */
-static inline void vrdma_cq_store_consumer(struct vrdma_ring_cq *cq)
+/* CQEs polled so far, for whoever holds the CQ's lock. */
+static inline uint32_t vrdma_cq_consumer(const struct vrdma_ring_cq *cq)
+{
+	return atomic_load_explicit(&cq->consumer, memory_order_relaxed);
+}
+
+/*
+ * Whether there is nothing to poll, seen without the CQ's lock. Others may poll meanwhile: that the
+ * count is the same before and after means that the slot was looked at for the right lap.
+ */
+static inline bool vrdma_cq_empty(const struct vrdma_ring_cq *cq)
+{
+	uint32_t n = atomic_load_explicit(&cq->consumer, memory_order_acquire);
+	uint64_t last;
+
+	return !vrdma_cqe_valid(cq, n, &last) &&
+	       atomic_load_explicit(&cq->consumer, memory_order_relaxed) == n;
+}
+
+/* Tells the device that the CQEs before number `n` are gone. Release: their slots have been read. */
+static inline void vrdma_cq_store_consumer(struct vrdma_ring_cq *cq, uint32_t n)
 {
 	struct virtio_rdma_cq_guest_line *line = (struct virtio_rdma_cq_guest_line *)cq->buf;
 
-	atomic_store_explicit((_Atomic __le32 *)&line->consumer, htole32(cq->consumer),
+	atomic_store_explicit(&cq->consumer, n, memory_order_release);
+	atomic_store_explicit((_Atomic __le32 *)&line->consumer, htole32(n),
 			      memory_order_release);
 }
 
@@ -163,24 +183,22 @@ struct vrdma_give_back {
 	uint32_t freed;
 };
 
-/* Stores the consumer index and gives the slots back. */
-static inline void vrdma_give_back_now(struct vrdma_give_back *give, struct vrdma_ring_cq *cq)
+/* Stores the consumer index, `n`, and gives the slots back. */
+static inline void vrdma_give_back_now(struct vrdma_give_back *give, struct vrdma_ring_cq *cq,
+				       uint32_t n)
 {
-	vrdma_cq_store_consumer(cq);
+	vrdma_cq_store_consumer(cq, n);
 	if (give->wq)
 		atomic_store_explicit(&give->wq->freed, give->freed, memory_order_release);
 }
 
-/*
- * Takes down that the CQE just polled, which `cq->consumer` counts, says of queue `wq` that `freed`
- * of its slots are free.
- */
+/* Takes down that CQE number `n` says of queue `wq` that `freed` of its slots are free. */
 static inline void vrdma_give_back(struct vrdma_give_back *give, struct vrdma_ring_cq *cq,
-				   struct vrdma_wq *wq, uint32_t freed)
+				   uint32_t n, struct vrdma_wq *wq, uint32_t freed)
 {
 	if (give->wq != wq) {
 		if (give->wq)
-			vrdma_give_back_now(give, cq);
+			vrdma_give_back_now(give, cq, n);
 		give->wq = wq;
 	}
 	give->freed = freed;

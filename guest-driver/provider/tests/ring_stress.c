@@ -142,11 +142,13 @@ static uint32_t poll(struct worker *workers, int count, uint32_t max)
 {
 	struct vrdma_ring_cq *cq = &workers[0].qp->cq->ring;
 	struct vrdma_give_back give = {};
-	uint32_t polled = 0;
+	uint32_t at = vrdma_cq_consumer(cq), polled = 0;
 	uint64_t last;
 
-	for (; polled < max && vrdma_cqe_valid(cq, cq->consumer, &last); polled++) {
-		const struct virtio_rdma_cqe *cqe = vrdma_cq_slot(cq, cq->consumer);
+	if (vrdma_cq_empty(cq))
+		return 0;
+	for (; polled < max && vrdma_cqe_valid(cq, at, &last); polled++, at++) {
+		const struct virtio_rdma_cqe *cqe = vrdma_cq_slot(cq, at);
 		struct worker *worker = worker_of(workers, count, vrdma_cqe_qpn(last));
 		uint32_t n = next_signaled(worker, worker->expected);
 
@@ -158,11 +160,10 @@ static uint32_t poll(struct worker *workers, int count, uint32_t max)
 			test_fail("QP %u: expected the completion of WQE %u, got that of %llu",
 				  worker->qp->qpn, n, (unsigned long long)le64toh(cqe->wr_id));
 		worker->expected = n + 1;
-		cq->consumer++;
-		vrdma_give_back(&give, cq, &worker->qp->sq, n + 1);
+		vrdma_give_back(&give, cq, at, &worker->qp->sq, n + 1);
 	}
 	if (polled)
-		vrdma_give_back_now(&give, cq);
+		vrdma_give_back_now(&give, cq, at);
 	return polled;
 }
 
