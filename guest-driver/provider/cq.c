@@ -49,7 +49,7 @@ static struct vrdma_qp *vrdma_cq_find_qp(struct vrdma_cq *cq, uint32_t qpn)
 {
 	struct vrdma_qp *qp = cq->last_qp;
 
-	if (likely(qp && qp->ibv_qp.qp_num == qpn))
+	if (likely(qp && vrdma_ibv_qp(qp)->qp_num == qpn))
 		return qp;
 	qp = vrdma_find_qp(to_vctx(cq->ibv_cq.context), qpn);
 	cq->last_qp = qp;

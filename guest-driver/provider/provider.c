@@ -222,6 +222,7 @@ static const struct verbs_context_ops vrdma_ops = {
 	.alloc_pd = vrdma_alloc_pd,
 	.create_cq = vrdma_create_cq,
 	.create_qp = vrdma_create_qp,
+	.create_qp_ex = vrdma_create_qp_ex,
 	.dealloc_pd = vrdma_dealloc_pd,
 	.dereg_mr = vrdma_dereg_mr,
 	.destroy_cq = vrdma_destroy_cq,

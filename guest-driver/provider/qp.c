@@ -173,22 +173,42 @@ static bool vrdma_slot_valid(const struct vrdma_context *ctx, uint32_t slot)
 	return slot / 8 < ctx->info.uar_bytes - VIRTIO_RDMA_UAR_BITMAP_OFFSET;
 }
 
-struct ibv_qp *vrdma_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
+/* What ibv_wr_* can post. */
+#define VRDMA_SEND_OPS                                                                \
+	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM |             \
+	 IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ | \
+	 IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP | IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD)
+
+/* 0 if there can be such a QP, or an errno. */
+static int vrdma_check_init_attr(const struct vrdma_context *ctx,
+				 const struct ibv_qp_init_attr_ex *attr)
 {
-	struct vrdma_context *ctx = to_vctx(pd->context);
-	struct ibv_qp_init_attr given = *attr;
+	if (attr->comp_mask & ~(uint32_t)(IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS))
+		return EOPNOTSUPP;
+	if ((attr->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) &&
+	    (attr->send_ops_flags & ~(uint64_t)VRDMA_SEND_OPS))
+		return EOPNOTSUPP;
+	if (attr->qp_type != IBV_QPT_RC || attr->srq)
+		return EOPNOTSUPP;
+	if (!(attr->comp_mask & IBV_QP_INIT_ATTR_PD) || !attr->send_cq || !attr->recv_cq ||
+	    !vrdma_cap_valid(&ctx->info, &attr->cap))
+		return EINVAL;
+	return 0;
+}
+
+struct ibv_qp *vrdma_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr)
+{
+	struct vrdma_context *ctx = to_vctx(context);
+	struct ibv_qp_init_attr_ex given = *attr;
 	struct vrdma_create_qp_resp resp = {};
 	struct vrdma_create_qp_cmd cmd = {};
 	struct virtio_rdma_qp_device_line *line;
 	struct vrdma_qp *qp;
 	int err;
 
-	if (attr->qp_type != IBV_QPT_RC || attr->srq) {
-		errno = EOPNOTSUPP;
-		return NULL;
-	}
-	if (!attr->send_cq || !attr->recv_cq || !vrdma_cap_valid(&ctx->info, &attr->cap)) {
-		errno = EINVAL;
+	err = vrdma_check_init_attr(ctx, attr);
+	if (err) {
+		errno = err;
 		return NULL;
 	}
 	/* The counters of its queues have cache lines of their own. */
@@ -210,8 +230,8 @@ struct ibv_qp *vrdma_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 
 	cmd.drv.buf_addr = (uintptr_t)qp->buf;
 	given.cap = qp->cap;
-	err = ibv_cmd_create_qp(pd, &qp->ibv_qp, &given, &cmd.ibv_cmd, sizeof(cmd), &resp.ibv_resp,
-				sizeof(resp));
+	err = ibv_cmd_create_qp_ex(context, &qp->vqp, &given, &cmd.ibv_cmd, sizeof(cmd),
+				   &resp.ibv_resp, sizeof(resp));
 	if (err)
 		goto free_buf;
 	if (!vrdma_slot_valid(ctx, resp.drv.slot)) {
@@ -223,17 +243,21 @@ struct ibv_qp *vrdma_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 			    ctx->info.num_comp_vectors);
 	vrdma_doorbell_init(&qp->rq_doorbell, ctx->uar, resp.drv.slot, &line->rq_mode, ctx->status,
 			    ctx->info.num_comp_vectors);
+	if (attr->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) {
+		vrdma_wr_init(&qp->vqp.qp_ex);
+		qp->vqp.comp_mask |= VERBS_QP_EX;
+	}
 
 	pthread_mutex_lock(&ctx->qp_table_mutex);
-	err = vrdma_set_qp(ctx, qp->ibv_qp.qp_num, qp);
+	err = vrdma_set_qp(ctx, vrdma_ibv_qp(qp)->qp_num, qp);
 	pthread_mutex_unlock(&ctx->qp_table_mutex);
 	if (err)
 		goto destroy;
 	attr->cap = qp->cap;
-	return &qp->ibv_qp;
+	return vrdma_ibv_qp(qp);
 
 destroy:
-	ibv_cmd_destroy_qp(&qp->ibv_qp);
+	ibv_cmd_destroy_qp(vrdma_ibv_qp(qp));
 free_buf:
 	vrdma_free_pages(qp->buf, qp->buf_bytes);
 free_qp:
@@ -242,14 +266,34 @@ free_qp:
 	return NULL;
 }
 
+struct ibv_qp *vrdma_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
+{
+	struct ibv_qp_init_attr_ex attr_ex = {
+		.qp_context = attr->qp_context,
+		.send_cq = attr->send_cq,
+		.recv_cq = attr->recv_cq,
+		.srq = attr->srq,
+		.cap = attr->cap,
+		.qp_type = attr->qp_type,
+		.sq_sig_all = attr->sq_sig_all,
+		.comp_mask = IBV_QP_INIT_ATTR_PD,
+		.pd = pd,
+	};
+	struct ibv_qp *qp = vrdma_create_qp_ex(pd->context, &attr_ex);
+
+	if (qp)
+		attr->cap = attr_ex.cap;
+	return qp;
+}
+
 /* After RESET the device counts from 0 again, and what the CQs still hold means nothing. */
 static void vrdma_reset_qp(struct vrdma_qp *qp)
 {
-	struct vrdma_cq *send_cq = to_vcq(qp->ibv_qp.send_cq);
-	struct vrdma_cq *recv_cq = to_vcq(qp->ibv_qp.recv_cq);
+	struct vrdma_cq *send_cq = to_vcq(vrdma_ibv_qp(qp)->send_cq);
+	struct vrdma_cq *recv_cq = to_vcq(vrdma_ibv_qp(qp)->recv_cq);
 
 	vrdma_lock_cqs(send_cq, recv_cq);
-	vrdma_clean_cqs(send_cq, recv_cq, qp->ibv_qp.qp_num);
+	vrdma_clean_cqs(send_cq, recv_cq, vrdma_ibv_qp(qp)->qp_num);
 	vrdma_lock(&qp->sq_lock);
 	memset(qp->sq.ring, 0, (size_t)qp->sq.entries << qp->sq.stride_shift);
 	vrdma_wq_reset(&qp->sq);

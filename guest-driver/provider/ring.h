@@ -50,24 +50,30 @@ static inline void vrdma_wq_reset(struct vrdma_wq *wq)
 }
 
 /*
- * Whether a slot is free. Acquire pairs with the release of whoever polled: the device has read
- * the slot before it is written again.
+ * Whether a slot is free after `ahead` slots more than those posted. Acquire pairs with the release
+ * of whoever polled: the device has read the slot before it is written again.
  */
-static inline bool vrdma_wq_has_room(struct vrdma_wq *wq)
+static inline bool vrdma_wq_has_room(struct vrdma_wq *wq, uint32_t ahead)
 {
-	if (wq->posted - wq->freed_seen < wq->entries)
+	if (wq->posted + ahead - wq->freed_seen < wq->entries)
 		return true;
 	wq->freed_seen = atomic_load_explicit(&wq->freed, memory_order_acquire);
-	return wq->posted - wq->freed_seen < wq->entries;
+	return wq->posted + ahead - wq->freed_seen < wq->entries;
 }
 
-/* The slot that is filled next. */
-static inline void *vrdma_wq_slot(const struct vrdma_wq *wq)
+/* The slot that is filled next, or that `ahead` slots after it. */
+static inline void *vrdma_wq_slot(const struct vrdma_wq *wq, uint32_t ahead)
 {
-	uint64_t index = wq->posted & (wq->entries - 1);
+	uint64_t index = (wq->posted + ahead) & (wq->entries - 1);
 
 	return wq->ring + (index << wq->stride_shift);
 }
+
+/* The first 8 bytes of a WQE, as in memory. */
+union vrdma_first_word {
+	uint32_t half[2];
+	uint64_t word;
+};
 
 /*
  * Publishes the slot: `low` is the first 4 bytes of the WQE as a little-endian number without the
@@ -76,16 +82,37 @@ static inline void *vrdma_wq_slot(const struct vrdma_wq *wq)
  */
 static inline void vrdma_wq_publish(struct vrdma_wq *wq, void *slot, uint32_t low, uint32_t high)
 {
-	union {
-		uint32_t half[2];
-		uint64_t word;
-	} first;
+	union vrdma_first_word first;
 
 	low |= vrdma_phase(wq->posted, wq->entries_shift) << 24;
 	first.half[0] = htole32(low);
 	first.half[1] = high;
 	atomic_store_explicit((_Atomic uint64_t *)slot, first.word, memory_order_release);
 	wq->posted++;
+}
+
+/*
+ * Writes the first word of the slot `ahead` of the next one with the phase that the slot had: to
+ * the device it still is not new. vrdma_wq_publish_aside() publishes the next slot so prepared.
+ */
+static inline void vrdma_wq_set_aside(struct vrdma_wq *wq, uint32_t ahead, void *slot,
+				      uint32_t low, uint32_t high)
+{
+	union vrdma_first_word first;
+
+	low |= (vrdma_phase(wq->posted + ahead, wq->entries_shift) ^ 1) << 24;
+	first.half[0] = htole32(low);
+	first.half[1] = high;
+	atomic_store_explicit((_Atomic uint64_t *)slot, first.word, memory_order_relaxed);
+}
+
+static inline void vrdma_wq_publish_aside(struct vrdma_wq *wq)
+{
+	_Atomic uint64_t *slot = vrdma_wq_slot(wq, 0);
+	union vrdma_first_word first;
+
+	first.word = atomic_load_explicit(slot, memory_order_relaxed);
+	vrdma_wq_publish(wq, slot, le32toh(first.half[0]) & 0xffffff, first.half[1]);
 }
 
 /* A completion queue, from the side that polls. */

@@ -49,7 +49,7 @@ struct vrdma_cq {
 };
 
 struct vrdma_qp {
-	struct ibv_qp ibv_qp;
+	struct verbs_qp vqp;
 	/* Device line, send queue, receive queue. */
 	char *buf;
 	size_t buf_bytes;
@@ -60,6 +60,12 @@ struct vrdma_qp {
 	struct vrdma_lock sq_lock;
 	struct vrdma_doorbell sq_doorbell;
 	struct vrdma_wq sq;
+	/* The batch of ibv_wr_*, under sq_lock: requests begun, the last of them, what went wrong. */
+	uint32_t wr_count;
+	uint32_t wr_low, wr_imm;
+	uint8_t wr_op;
+	int wr_err;
+	struct virtio_rdma_send_wqe *wr_wqe;
 
 	struct vrdma_lock rq_lock;
 	struct vrdma_doorbell rq_doorbell;
@@ -78,7 +84,12 @@ static inline struct vrdma_cq *to_vcq(struct ibv_cq *cq)
 
 static inline struct vrdma_qp *to_vqp(struct ibv_qp *qp)
 {
-	return container_of(qp, struct vrdma_qp, ibv_qp);
+	return container_of(qp, struct vrdma_qp, vqp.qp);
+}
+
+static inline struct ibv_qp *vrdma_ibv_qp(struct vrdma_qp *qp)
+{
+	return &qp->vqp.qp;
 }
 
 /* provider.c: wakes the worker of `vector`. May make a system call. */
@@ -99,6 +110,7 @@ void vrdma_cq_clean(struct vrdma_cq *cq, uint32_t qpn);
 
 /* qp.c */
 struct ibv_qp *vrdma_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr);
+struct ibv_qp *vrdma_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
 int vrdma_modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int attr_mask);
 int vrdma_query_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int attr_mask,
 		   struct ibv_qp_init_attr *init_attr);
@@ -110,5 +122,8 @@ void vrdma_free_qp_tables(struct vrdma_context *ctx);
 /* post.c */
 int vrdma_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad_wr);
 int vrdma_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad_wr);
+
+/* wr.c: sets the functions of ibv_wr_*. */
+void vrdma_wr_init(struct ibv_qp_ex *qp);
 
 #endif

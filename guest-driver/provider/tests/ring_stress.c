@@ -85,7 +85,7 @@ static void post_one(struct worker *worker, bool last)
 {
 	struct vrdma_wq *sq = &worker->qp->sq;
 	uint32_t n = sq->posted, length = test_length(n);
-	struct virtio_rdma_send_wqe *wqe = vrdma_wq_slot(sq);
+	struct virtio_rdma_send_wqe *wqe = vrdma_wq_slot(sq, 0);
 	char *data = (char *)wqe + VIRTIO_RDMA_WQE_SEND_DATA;
 	uint32_t flags = VIRTIO_RDMA_SEND_INLINE, r = test_random(&worker->random);
 
@@ -112,7 +112,7 @@ static void post_batch(struct worker *worker)
 
 	if (want > worker->rounds - sq->posted)
 		want = worker->rounds - sq->posted;
-	for (; want && vrdma_wq_has_room(sq); want--)
+	for (; want && vrdma_wq_has_room(sq, 0); want--)
 		post_one(worker, want == 1 || sq->posted + 1 - sq->freed_seen == sq->entries);
 	if (sq->posted == before)
 		return;

@@ -71,16 +71,17 @@ int ibv_cmd_destroy_cq(struct ibv_cq *cq)
 	return 0;
 }
 
-int ibv_cmd_create_qp(struct ibv_pd *pd, struct ibv_qp *qp, struct ibv_qp_init_attr *attr,
-		      struct ibv_create_qp *cmd, size_t cmd_size,
-		      struct ib_uverbs_create_qp_resp *resp, size_t resp_size)
+int ibv_cmd_create_qp_ex(struct ibv_context *context, struct verbs_qp *vqp,
+			 struct ibv_qp_init_attr_ex *attr, struct ibv_create_qp *cmd,
+			 size_t cmd_size, struct ib_uverbs_create_qp_resp *resp, size_t resp_size)
 {
+	struct ibv_qp *qp = &vqp->qp;
 	struct virtio_rdma_uresp_create_qp *drv = (void *)(resp + 1);
 
 	(void)resp_size;
 	memcpy(&stub_last_qp, (char *)cmd + cmd_size - sizeof(stub_last_qp), sizeof(stub_last_qp));
-	qp->context = pd->context;
-	qp->pd = pd;
+	qp->context = context;
+	qp->pd = attr->pd;
 	qp->send_cq = attr->send_cq;
 	qp->recv_cq = attr->recv_cq;
 	qp->qp_type = attr->qp_type;

@@ -46,7 +46,7 @@ static void set_state(struct vrdma_qp *qp, enum ibv_qp_state state)
 {
 	struct ibv_qp_attr attr = { .qp_state = state };
 
-	CHECK(vrdma_modify_qp(&qp->ibv_qp, &attr, IBV_QP_STATE) == 0);
+	CHECK(vrdma_modify_qp(&qp->vqp.qp, &attr, IBV_QP_STATE) == 0);
 }
 
 static struct vrdma_qp *ready_qp(struct vrdma_cq *cq, uint32_t wrs)
@@ -104,7 +104,7 @@ static void a_qp_gets_at_least_what_it_asks_for_and_no_wqe_crosses_a_page(void)
 	CHECK(stub_last_qp.rq_offset % 128 == 0);
 	CHECK(stub_last_qp.buf_bytes >= stub_last_qp.rq_offset + 4 * 128);
 	CHECK(stub_last_qp.buf_bytes % 4096 == 0 && stub_last_qp.buf_addr % 4096 == 0);
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void what_the_device_cannot_do_is_refused_at_creation(void)
@@ -135,14 +135,14 @@ static void posting_needs_a_state_that_allows_it(void)
 	struct ibv_send_wr wr = send_wr(NULL, 0), *bad = NULL;
 	struct ibv_recv_wr recv = {}, *bad_recv = NULL;
 
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == EINVAL && bad == &wr);
-	CHECK(vrdma_post_recv(&qp->ibv_qp, &recv, &bad_recv) == EINVAL && bad_recv == &recv);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == EINVAL && bad == &wr);
+	CHECK(vrdma_post_recv(&qp->vqp.qp, &recv, &bad_recv) == EINVAL && bad_recv == &recv);
 	set_state(qp, IBV_QPS_INIT);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == EINVAL);
-	CHECK(vrdma_post_recv(&qp->ibv_qp, &recv, &bad_recv) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == EINVAL);
+	CHECK(vrdma_post_recv(&qp->vqp.qp, &recv, &bad_recv) == 0);
 	set_state(qp, IBV_QPS_ERR);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void a_malformed_request_is_refused_and_those_before_it_are_posted(void)
@@ -187,10 +187,10 @@ static void a_malformed_request_is_refused_and_those_before_it_are_posted(void)
 		good.next = &wr;
 		bad = NULL;
 		before = qp->sq.posted;
-		CHECK(vrdma_post_send(&qp->ibv_qp, &good, &bad) == EINVAL);
+		CHECK(vrdma_post_send(&qp->vqp.qp, &good, &bad) == EINVAL);
 		CHECK(bad == &wr && qp->sq.posted == before + 1);
 	}
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void a_full_queue_says_so_until_a_completion_is_polled(void)
@@ -204,14 +204,14 @@ static void a_full_queue_says_so_until_a_completion_is_polled(void)
 		wr[i] = send_wr(NULL, 0);
 		wr[i].next = i < 2 ? &wr[i + 1] : NULL;
 	}
-	CHECK(vrdma_post_send(&qp->ibv_qp, wr, &bad) == ENOMEM && bad == &wr[2]);
-	put_cqe(cq, 0, qp->ibv_qp.qp_num, 5, 2, VIRTIO_RDMA_CQE_SEND_QUEUE);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr[2], &bad) == ENOMEM);
+	CHECK(vrdma_post_send(&qp->vqp.qp, wr, &bad) == ENOMEM && bad == &wr[2]);
+	put_cqe(cq, 0, qp->vqp.qp.qp_num, 5, 2, VIRTIO_RDMA_CQE_SEND_QUEUE);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr[2], &bad) == ENOMEM);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 4, wc) == 1 && wc[0].wr_id == 5);
 	CHECK(consumer_of(cq) == 1);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr[1], &bad) == 0);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr[2], &bad) == ENOMEM);
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr[1], &bad) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr[2], &bad) == ENOMEM);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void wqes_are_laid_out_as_the_device_expects(void)
@@ -233,7 +233,7 @@ static void wqes_are_laid_out_as_the_device_expects(void)
 	wr.imm_data = htobe32(0x01020304);
 	wr.wr.rdma.remote_addr = 0x123456789a;
 	wr.wr.rdma.rkey = 0x77;
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
 	CHECK(wqe->opcode == VIRTIO_RDMA_WR_RDMA_WRITE_WITH_IMM && wqe->num_sge == 2);
 	/* Signalled, because the QP signals all. */
 	CHECK(wqe->flags == (VIRTIO_RDMA_SEND_SOLICITED | VIRTIO_RDMA_SEND_SIGNALED));
@@ -247,7 +247,7 @@ static void wqes_are_laid_out_as_the_device_expects(void)
 	wqe = (void *)(qp->sq.ring + 64);
 	wr = send_wr((struct ibv_sge[]){ { (uintptr_t)"abc", 3, 0 }, { (uintptr_t)"defg", 4, 0 } }, 2);
 	wr.send_flags |= IBV_SEND_INLINE;
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
 	CHECK(wqe->num_sge == 0 && le32toh(wqe->inline_length) == 7 && wqe->imm == 0);
 	CHECK(memcmp((char *)wqe + 32, "abcdefg", 7) == 0);
 
@@ -257,13 +257,13 @@ static void wqes_are_laid_out_as_the_device_expects(void)
 	wr.wr.atomic.rkey = 9;
 	wr.wr.atomic.compare_add = 10;
 	wr.wr.atomic.swap = 11;
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
 	CHECK(le64toh(args->compare_add) == 10 && le64toh(args->swap) == 11);
 
-	CHECK(vrdma_post_recv(&qp->ibv_qp, &recv, &bad_recv) == 0);
+	CHECK(vrdma_post_recv(&qp->vqp.qp, &recv, &bad_recv) == 0);
 	CHECK(recv_wqe->num_sge == 2 && recv_wqe->phase == 1 && le64toh(recv_wqe->wr_id) == 9);
 	CHECK(le32toh(((const struct virtio_rdma_sge *)(qp->rq.ring + 16))[1].lkey) == 0x66);
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void the_doorbell_rings_only_for_a_worker_that_sleeps(void)
@@ -279,19 +279,19 @@ static void the_doorbell_rings_only_for_a_worker_that_sleeps(void)
 	uar[0] = 0;
 	uar[8] = 0;
 	line->sq_mode = htole32(VIRTIO_RDMA_MODE_POLLED);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
 	CHECK(uar[0] == 0 && uar[8] == 0 && stub_rings == 0);
 	line->sq_mode = 0;
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
 	CHECK(uar[0] == htole64(1) && uar[8] != 0 && stub_rings == 0);
 	*sleeping = htole32(1);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
 	CHECK(stub_rings == 1 && stub_ring_vector == 0);
 	/* A vector that there is not. */
 	line->sq_mode = htole32(5u << VIRTIO_RDMA_MODE_VECTOR_SHIFT);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0 && stub_rings == 1);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0 && stub_rings == 1);
 	*sleeping = 0;
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void a_completion_is_reported_as_the_device_wrote_it(void)
@@ -302,24 +302,24 @@ static void a_completion_is_reported_as_the_device_wrote_it(void)
 
 	/* The first is nobody's and is dropped. */
 	put_cqe(cq, 0, 0xffffff, 1, 1, 0);
-	put_cqe(cq, 1, qp->ibv_qp.qp_num, 42, 1, VIRTIO_RDMA_CQE_WITH_IMM);
+	put_cqe(cq, 1, qp->vqp.qp.qp_num, 42, 1, VIRTIO_RDMA_CQE_WITH_IMM);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 2, wc) == 1);
 	CHECK(wc[0].wr_id == 42 && wc[0].opcode == IBV_WC_RECV && wc[0].byte_len == 77);
 	CHECK(wc[0].status == IBV_WC_SUCCESS && wc[0].wc_flags == IBV_WC_WITH_IMM);
-	CHECK(wc[0].imm_data == htobe32(0xabcdef01) && wc[0].qp_num == qp->ibv_qp.qp_num);
+	CHECK(wc[0].imm_data == htobe32(0xabcdef01) && wc[0].qp_num == qp->vqp.qp.qp_num);
 	CHECK(qp->rq.freed == 1 && qp->sq.freed == 0 && consumer_of(cq) == 2);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 2, wc) == 0);
 	/* The second lap has the other phase. */
-	put_cqe(cq, 2, qp->ibv_qp.qp_num, 43, 2, 0);
+	put_cqe(cq, 2, qp->vqp.qp.qp_num, 43, 2, 0);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 2, wc) == 1 && wc[0].wr_id == 43);
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void a_qp_that_goes_takes_its_completions_and_no_others(void)
 {
 	struct vrdma_cq *cq = cq_of(8);
 	struct vrdma_qp *stays = ready_qp(cq, 8), *goes = ready_qp(cq, 8);
-	uint32_t a = stays->ibv_qp.qp_num, b = goes->ibv_qp.qp_num;
+	uint32_t a = stays->vqp.qp.qp_num, b = goes->vqp.qp.qp_num;
 	const uint32_t order[8] = { b, a, b, b, a, a, b, a };
 	struct ibv_wc wc[8];
 
@@ -329,14 +329,14 @@ static void a_qp_that_goes_takes_its_completions_and_no_others(void)
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 8, wc) == 5);
 	for (uint32_t n = 5; n < 13; n++)
 		put_cqe(cq, n, order[n - 5], n, n + 1, VIRTIO_RDMA_CQE_SEND_QUEUE);
-	CHECK(vrdma_destroy_qp(&goes->ibv_qp) == 0);
+	CHECK(vrdma_destroy_qp(&goes->vqp.qp) == 0);
 	CHECK(consumer_of(cq) == 9);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 8, wc) == 4);
 	CHECK(wc[0].wr_id == 6 && wc[1].wr_id == 9 && wc[2].wr_id == 10 && wc[3].wr_id == 12);
 	CHECK(wc[3].qp_num == a && consumer_of(cq) == 13);
 	put_cqe(cq, 13, a, 13, 14, VIRTIO_RDMA_CQE_SEND_QUEUE);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 8, wc) == 1 && wc[0].wr_id == 13);
-	CHECK(vrdma_destroy_qp(&stays->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_destroy_qp(&stays->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void a_qp_that_was_reset_begins_again(void)
@@ -347,17 +347,17 @@ static void a_qp_that_was_reset_begins_again(void)
 	struct ibv_recv_wr recv = {}, *bad_recv;
 	struct ibv_wc wc;
 
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0);
-	CHECK(vrdma_post_recv(&qp->ibv_qp, &recv, &bad_recv) == 0);
-	put_cqe(cq, 0, qp->ibv_qp.qp_num, 1, 1, VIRTIO_RDMA_CQE_SEND_QUEUE);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0);
+	CHECK(vrdma_post_recv(&qp->vqp.qp, &recv, &bad_recv) == 0);
+	put_cqe(cq, 0, qp->vqp.qp.qp_num, 1, 1, VIRTIO_RDMA_CQE_SEND_QUEUE);
 	set_state(qp, IBV_QPS_RESET);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 1, &wc) == 0 && consumer_of(cq) == 1);
 	CHECK(qp->sq.posted == 0 && qp->sq.freed == 0 && qp->rq.posted == 0);
 	for (uint32_t i = 0; i < 2u << qp->sq.stride_shift; i++)
 		CHECK(qp->sq.ring[i] == 0);
 	set_state(qp, IBV_QPS_RTS);
-	CHECK(vrdma_post_send(&qp->ibv_qp, &wr, &bad) == 0 && qp->sq.ring[3] == 1);
-	CHECK(vrdma_destroy_qp(&qp->ibv_qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+	CHECK(vrdma_post_send(&qp->vqp.qp, &wr, &bad) == 0 && qp->sq.ring[3] == 1);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void an_arm_for_any_completion_is_not_weakened(void)
@@ -377,6 +377,87 @@ static void an_arm_for_any_completion_is_not_weakened(void)
 	CHECK(vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
+static struct vrdma_qp *ready_qp_ex(struct vrdma_cq *cq, uint32_t wrs)
+{
+	struct ibv_qp_init_attr_ex attr = {
+		.send_cq = &cq->ibv_cq, .recv_cq = &cq->ibv_cq, .cap = { wrs, wrs, 2, 2, 32 },
+		.qp_type = IBV_QPT_RC, .pd = &pd,
+		.comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS,
+		.send_ops_flags = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_RDMA_WRITE,
+	};
+	struct ibv_qp *qp = vrdma_create_qp_ex(&ctx->ibv_ctx.context, &attr);
+
+	CHECK(qp && (to_vqp(qp)->vqp.comp_mask & VERBS_QP_EX));
+	set_state(to_vqp(qp), IBV_QPS_RTS);
+	return to_vqp(qp);
+}
+
+static void a_batch_of_requests_shows_at_its_end(void)
+{
+	struct vrdma_cq *cq = cq_of(8);
+	struct vrdma_qp *qp = ready_qp_ex(cq, 4);
+	struct ibv_qp_ex *ex = &qp->vqp.qp_ex;
+	const struct virtio_rdma_send_wqe *wqe[2] = { (void *)qp->sq.ring,
+						      (void *)(qp->sq.ring + 64) };
+
+	ibv_wr_start(ex);
+	ex->wr_id = 1;
+	ex->wr_flags = IBV_SEND_SIGNALED;
+	ibv_wr_rdma_write(ex, 0x77, 0x1000);
+	ibv_wr_set_sge(ex, 0x55, 0x2000, 9);
+	ex->wr_id = 2;
+	ex->wr_flags = 0;
+	ibv_wr_send(ex);
+	ibv_wr_set_inline_data(ex, (void *)"xyz", 3);
+	CHECK(wqe[0]->phase == 0 && wqe[1]->phase == 0);
+	CHECK(ibv_wr_complete(ex) == 0 && qp->sq.posted == 2);
+	CHECK(wqe[0]->phase == 1 && wqe[0]->opcode == VIRTIO_RDMA_WR_RDMA_WRITE);
+	CHECK(wqe[0]->flags == VIRTIO_RDMA_SEND_SIGNALED && wqe[0]->num_sge == 1);
+	CHECK(le64toh(wqe[0]->wr_id) == 1 && le64toh(wqe[0]->remote_addr) == 0x1000);
+	CHECK(wqe[1]->phase == 1 && wqe[1]->opcode == VIRTIO_RDMA_WR_SEND);
+	CHECK(wqe[1]->flags == VIRTIO_RDMA_SEND_INLINE && wqe[1]->num_sge == 0);
+	CHECK(le64toh(wqe[1]->wr_id) == 2 && le32toh(wqe[1]->inline_length) == 3);
+	CHECK(memcmp((char *)wqe[1] + 32, "xyz", 3) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+}
+
+static void a_batch_that_fails_or_is_aborted_posts_nothing(void)
+{
+	struct vrdma_cq *cq = cq_of(8);
+	struct vrdma_qp *qp = ready_qp_ex(cq, 2);
+	struct ibv_qp_ex *ex = &qp->vqp.qp_ex;
+	char data[40] = {};
+
+	ex->wr_flags = 0;
+	ibv_wr_start(ex);
+	for (int i = 0; i < 3; i++)
+		ibv_wr_send(ex);
+	CHECK(ibv_wr_complete(ex) == ENOMEM && qp->sq.posted == 0);
+	ibv_wr_start(ex);
+	ibv_wr_send(ex);
+	ibv_wr_set_inline_data(ex, data, sizeof(data));
+	ibv_wr_send(ex);
+	CHECK(ibv_wr_complete(ex) == EINVAL && qp->sq.posted == 0);
+	ibv_wr_start(ex);
+	ibv_wr_rdma_read(ex, 1, 1);
+	ibv_wr_set_inline_data(ex, data, 1);
+	CHECK(ibv_wr_complete(ex) == EINVAL && qp->sq.posted == 0);
+	ibv_wr_start(ex);
+	ibv_wr_send(ex);
+	ibv_wr_send(ex);
+	ibv_wr_abort(ex);
+	CHECK(qp->sq.posted == 0 && qp->sq.ring[3] == 0 && qp->sq.ring[64 + 3] == 0);
+	ibv_wr_start(ex);
+	ibv_wr_send(ex);
+	CHECK(ibv_wr_complete(ex) == 0 && qp->sq.posted == 1);
+	CHECK(qp->sq.ring[3] == 1 && qp->sq.ring[64 + 3] == 0);
+	set_state(qp, IBV_QPS_RESET);
+	ibv_wr_start(ex);
+	ibv_wr_send(ex);
+	CHECK(ibv_wr_complete(ex) == EINVAL && qp->sq.posted == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+}
+
 int main(void)
 {
 	ctx = stub_context();
@@ -392,7 +473,9 @@ int main(void)
 	a_qp_that_goes_takes_its_completions_and_no_others();
 	a_qp_that_was_reset_begins_again();
 	an_arm_for_any_completion_is_not_weakened();
+	a_batch_of_requests_shows_at_its_end();
+	a_batch_that_fails_or_is_aborted_posts_nothing();
 	stub_context_free(ctx);
-	puts("11 tests of the verbs passed");
+	puts("13 tests of the verbs passed");
 	return 0;
 }
