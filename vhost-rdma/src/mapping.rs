@@ -21,6 +21,11 @@ pub struct Identity {
     offset: u64,
 }
 
+impl Identity {
+    /// That of no region.
+    pub const NOWHERE: Self = Self { guest_start: 0, len: 0, device: 0, inode: 0, offset: 0 };
+}
+
 /// A region of guest-physical memory, mapped shared, readable and writable.
 pub struct GuestRegion {
     identity: Identity,

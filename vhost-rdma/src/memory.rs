@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rdma_midlayer::memory::{Mapping, Run, UserMemory};
 use virtio_rdma_abi::control::PageList;
 
-use crate::mapping::GuestRegion;
+use crate::mapping::{GuestRegion, Identity};
 
 /// Bytes of a table of a page list, and entries in it.
 const TABLE_BYTES: u64 = 4096;
@@ -77,12 +77,25 @@ impl GuestMemory {
         &self.regions
     }
 
-    /// Whether every mapping that `memory` lies in is still one of ours.
-    pub fn holds(&self, memory: &UserMemory) -> bool {
-        memory.runs().all(|run| {
+    /// The regions that `memory` lies in, each once; `Identity::NOWHERE`, which nobody holds, if a part
+    /// of it is no longer ours.
+    pub fn regions_of(&self, memory: &UserMemory) -> Box<[Identity]> {
+        let mut found = Vec::new();
+        for run in memory.runs() {
             let at = Arc::as_ptr(&run.mapping);
-            self.regions.iter().any(|region| std::ptr::addr_eq(Arc::as_ptr(region), at))
-        })
+            let ours = self.regions.iter().find(|r| std::ptr::addr_eq(Arc::as_ptr(r), at));
+            match ours.map(|r| r.identity()) {
+                Some(id) if found.contains(&id) => {}
+                Some(id) => found.push(id),
+                None => return Box::new([Identity::NOWHERE]),
+            }
+        }
+        found.into()
+    }
+
+    /// Whether all these regions are ours.
+    pub fn holds(&self, regions: &[Identity]) -> bool {
+        regions.iter().all(|id| self.regions.iter().any(|r| r.identity() == *id))
     }
 
     /// Bytes of all regions.
@@ -249,7 +262,7 @@ mod tests {
             user.read(0x7000_0000 + i * 4096, &mut byte).unwrap();
             assert_eq!(u64::from(byte[0]), i + 1);
         }
-        assert!(memory.holds(&user));
+        assert!(memory.holds(&memory.regions_of(&user)));
     }
 
     #[test]
@@ -308,8 +321,9 @@ mod tests {
         let in_one = before.resolve(&list(0, 1, 0), 0, 0, 4096).unwrap();
         let in_two = before.resolve(&list(1 << 32, 1, 0), 0, 0, 4096).unwrap();
         let after = before.update([one()]).unwrap();
-        assert!(after.holds(&in_one));
-        assert!(!after.holds(&in_two));
+        assert!(after.holds(&after.regions_of(&in_one)));
+        assert!(!after.holds(&after.regions_of(&in_two)));
+        assert!(!after.holds(&before.regions_of(&in_two)));
         assert!(before.update([one(), one()]).is_err(), "overlap");
     }
 }

@@ -98,9 +98,9 @@ fn sges(bytes: &[u8], count: usize) -> impl Iterator<Item = Sge> {
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// Adds without an atomic read-modify-write: there is one writer.
+    /// Adds, wrapping, without an atomic read-modify-write: there is one writer.
     pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
     /// The count.

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! PDs, MRs and CQs.
+
+use std::sync::Arc;
+
+use rdma_midlayer::types::Access;
+use rdma_midlayer::verbs::CqSpec;
+use virtio_rdma_abi::control as abi;
+
+use super::{Answer, Call, INVALID, NO_OBJECT, NO_RESOURCES, bytes, number_answer};
+use crate::cq::CqPath;
+use crate::device::limits;
+use crate::ring::cq::CqRing;
+use crate::session::{CqObject, MrObject, PdObject};
+
+impl Call<'_> {
+    pub(super) fn alloc_pd(mut self) -> Answer {
+        let cx = self.cx;
+        let session = self.session()?;
+        let pd = session.context.alloc_pd(cx)?;
+        let number = session.new_pdn();
+        session.pds.insert(number, PdObject { pd });
+        number_answer(number)
+    }
+
+    pub(super) fn dealloc_pd(mut self) -> Answer {
+        let number = self.number()?;
+        let cx = self.cx;
+        let session = self.session()?;
+        session.pds.get(&number).ok_or(NO_OBJECT)?.pd.dealloc(cx)?;
+        session.pds.remove(&number);
+        Ok(Vec::new())
+    }
+
+    pub(super) fn reg_mr(mut self) -> Answer {
+        let request: abi::RegMrRequest = self.request()?;
+        let (cx, memory) = (self.cx, self.device.memory());
+        let session = self.session()?;
+        let pd = &session.pds.get(&request.pdn.get()).ok_or(NO_OBJECT)?.pd;
+        let pages = u64::from(request.pages.num_pages.get());
+        let listed: u64 = session.mrs.values().map(|mr| mr.pages).sum();
+        // A driver may list its memory several times over, but not without end: each page costs 8
+        // bytes of ours.
+        let quota = (memory.bytes() >> 12).saturating_mul(limits::MR_PAGES_PER_PAGE);
+        if listed.saturating_add(pages) > quota.max(limits::MIN_MR_PAGES) {
+            return Err(NO_RESOURCES);
+        }
+        let user = memory.resolve(
+            &request.pages,
+            request.iova.get(),
+            request.offset.get(),
+            request.length.get(),
+        )?;
+        let regions = Some(memory.regions_of(&user));
+        let mr = pd.reg_mr(cx, user, Access(request.access.get()))?;
+        let answer = abi::MrAnswer {
+            mrn: session.new_mrn().into(),
+            lkey: mr.lkey().0.into(),
+            rkey: mr.rkey().0.into(),
+            reserved: 0.into(),
+        };
+        session.mrs.insert(answer.mrn.get(), MrObject { mr, regions, pages });
+        Ok(bytes(&answer))
+    }
+
+    pub(super) fn get_dma_mr(mut self) -> Answer {
+        let request: abi::GetDmaMrRequest = self.request()?;
+        let (cx, memory) = (self.cx, self.device.memory());
+        let session = self.session()?;
+        let pd = &session.pds.get(&request.pdn.get()).ok_or(NO_OBJECT)?.pd;
+        let mr = pd.reg_mr(cx, memory.all().ok_or(INVALID)?, Access(request.access.get()))?;
+        let answer = abi::MrAnswer {
+            mrn: session.new_mrn().into(),
+            lkey: mr.lkey().0.into(),
+            rkey: mr.rkey().0.into(),
+            reserved: 0.into(),
+        };
+        session.mrs.insert(answer.mrn.get(), MrObject { mr, regions: None, pages: 0 });
+        Ok(bytes(&answer))
+    }
+
+    pub(super) fn dereg_mr(mut self) -> Answer {
+        let number = self.number()?;
+        let cx = self.cx;
+        let session = self.session()?;
+        session.mrs.get(&number).ok_or(NO_OBJECT)?.mr.dereg(cx)?;
+        session.mrs.remove(&number);
+        Ok(Vec::new())
+    }
+
+    pub(super) fn create_cq(mut self) -> Answer {
+        let request: abi::CreateCqRequest = self.request()?;
+        let (cx, device) = (self.cx, self.device);
+        let memory = device.memory();
+        let session = self.session()?;
+        let entries = request.entries.get();
+        let vector = request.vector.get();
+        if !entries.is_power_of_two()
+            || entries > limits::MAX_CQE
+            || vector >= u32::from(session.vectors)
+        {
+            return Err(INVALID);
+        }
+        let buffer = memory.resolve(&request.pages, 0, 0, page_bytes(&request.pages)?)?;
+        if buffer.len() < CqRing::bytes(entries) {
+            return Err(INVALID);
+        }
+        let ring = CqRing::new(Arc::new(buffer), entries);
+        let path = CqPath::new(ring, device.gate().clone(), vector as u16);
+        let queue = device.comp_queue(vector as usize).ok_or(INVALID)?.clone();
+        let handler = {
+            let path = path.clone();
+            move |solicited| {
+                if path.check_arm(solicited) {
+                    queue.raise(path.clone());
+                }
+            }
+        };
+        let cq = session.context.create_cq(
+            cx,
+            CqSpec {
+                cqe: entries,
+                vector,
+                memory: Some(path.clone()),
+                handler: Some(Box::new(handler)),
+            },
+        )?;
+        let cqn = cq.cqn().0;
+        path.name(cqn);
+        session.cqs.insert(cqn, CqObject { cq, path });
+        number_answer(cqn)
+    }
+
+    pub(super) fn destroy_cq(mut self) -> Answer {
+        let number = self.number()?;
+        let cx = self.cx;
+        let session = self.session()?;
+        // Busy while a QP uses it: the midlayer keeps count.
+        let object = session.cqs.get(&number).ok_or(NO_OBJECT)?;
+        object.cq.destroy(cx)?;
+        session.door.gate.counters().retire_cq(&object.path);
+        session.cqs.remove(&number);
+        Ok(Vec::new())
+    }
+}
+
+/// Bytes of all pages of a list.
+pub(super) fn page_bytes(list: &abi::PageList) -> Result<u64, super::Status> {
+    let pages = u64::from(list.num_pages.get());
+    pages.checked_shl(list.page_shift.into()).filter(|_| list.page_shift <= 30).ok_or(INVALID)
+}

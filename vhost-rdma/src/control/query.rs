@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! QUERY_DEVICE, QUERY_PORT, QUERY_COUNTERS: what the device is, and what it has counted.
+
+use virtio_rdma_abi::control as abi;
+
+use super::{Answer, Call, INVALID, Status, bytes};
+use crate::device::limits;
+
+/// IBA port physical states.
+const PHYS_LINK_UP: u8 = 5;
+const PHYS_DISABLED: u8 = 3;
+
+impl Call<'_> {
+    pub(super) fn query_device(self) -> Answer {
+        let hca = self.device.hca().ok_or(Status(abi::STATUS_NO_HCA))?;
+        let a = hca.query_device(self.cx)?;
+        let guid = self.device.node_guid();
+        Ok(bytes(&abi::DeviceAttr {
+            node_guid: guid,
+            sys_image_guid: guid,
+            fw_ver: a.fw_ver.into(),
+            max_mr_size: a.max_mr_size.into(),
+            page_size_cap: a.page_size_cap.into(),
+            device_caps: (abi::DEVICE_CAP_RC_RNR_NAK_GEN | abi::DEVICE_CAP_LOCAL_DMA_LKEY).into(),
+            vendor_id: a.vendor_id.into(),
+            vendor_part_id: a.vendor_part_id.into(),
+            hw_ver: a.hw_ver.into(),
+            max_qp: a.max_qp.into(),
+            max_qp_wr: a.max_qp_wr.into(),
+            max_send_sge: a.max_send_sge.into(),
+            max_recv_sge: a.max_recv_sge.into(),
+            max_sge_rd: a.max_sge_rd.into(),
+            max_inline: a.max_inline.into(),
+            max_cq: a.max_cq.into(),
+            max_cqe: a.max_cqe.into(),
+            max_mr: a.max_mr.into(),
+            max_pd: a.max_pd.into(),
+            max_qp_rd_atom: a.max_qp_rd_atom.into(),
+            max_qp_init_rd_atom: a.max_qp_init_rd_atom.into(),
+            max_res_rd_atom: a.max_qp_rd_atom.saturating_mul(a.max_qp).into(),
+            atomic_cap: a.atomic_cap.into(),
+            max_uar: limits::MAX_UAR.into(),
+            max_pkeys: a.max_pkeys.into(),
+            local_ca_ack_delay: a.local_ca_ack_delay,
+            ..Default::default()
+        }))
+    }
+
+    pub(super) fn query_port(self) -> Answer {
+        let port = self.number()?;
+        let hca = self.device.hca().ok_or(Status(abi::STATUS_NO_HCA))?;
+        let port = u8::try_from(port).map_err(|_| INVALID)?;
+        let a = hca.query_port(self.cx, port)?;
+        let active = a.state == rdma_midlayer::types::PortState::Active;
+        Ok(bytes(&abi::PortAttr {
+            max_msg_sz: a.max_msg_sz.into(),
+            gid_tbl_len: a.gid_tbl_len.into(),
+            pkey_tbl_len: a.pkey_tbl_len.into(),
+            state: a.state.code(),
+            phys_state: if active { PHYS_LINK_UP } else { PHYS_DISABLED },
+            max_mtu: a.max_mtu.code(),
+            active_mtu: a.active_mtu.code(),
+            active_width: a.active_width,
+            active_speed: a.active_speed.into(),
+            ..Default::default()
+        }))
+    }
+
+    pub(super) fn query_counters(self) -> Answer {
+        let answer = match self.session {
+            Some(session) => session.counters(),
+            None => self.device.gate().counters().answer([].into_iter(), [].into_iter()),
+        };
+        Ok(bytes(&answer))
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a device counts about itself. Counts of the data path are kept by the rings, where they cost
+//! nothing, and summed up when somebody asks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use virtio_rdma_abi::control::Counters as Answer;
+
+use crate::cq::CqPath;
+use crate::qp::QpPath;
+
+/// Counts of rare things, and of objects that are gone.
+#[derive(Default)]
+#[allow(missing_docs, reason = "named and described in virtio_rdma_abi::control::Counters")]
+pub struct Counters {
+    pub doorbell_kicks: AtomicU64,
+    pub cq_events: AtomicU64,
+    pub cq_interrupts: AtomicU64,
+    pub worker_sleeps: AtomicU64,
+    pub guest_errors: AtomicU64,
+    send_wqes: AtomicU64,
+    recv_wqes: AtomicU64,
+    completions: AtomicU64,
+    tx_bytes: AtomicU64,
+    rx_bytes: AtomicU64,
+    rnr_naks: AtomicU64,
+    error_completions: AtomicU64,
+}
+
+impl Counters {
+    /// Keeps the counts of a QP that goes.
+    pub fn retire_qp(&self, qp: &QpPath) {
+        let [send, bytes, recv, empty] = qp.counts();
+        for (to, n) in [
+            (&self.send_wqes, send),
+            (&self.tx_bytes, bytes),
+            (&self.recv_wqes, recv),
+            (&self.rnr_naks, empty),
+        ] {
+            to.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps the counts of a CQ that goes.
+    pub fn retire_cq(&self, cq: &CqPath) {
+        let counts = cq.ring().counts();
+        self.completions.fetch_add(counts.completions.get(), Ordering::Relaxed);
+        self.error_completions.fetch_add(counts.errors.get(), Ordering::Relaxed);
+        self.rx_bytes.fetch_add(counts.rx_bytes.get(), Ordering::Relaxed);
+    }
+
+    /// All counts, with those of the living objects.
+    pub fn answer<'a>(
+        &self,
+        qps: impl Iterator<Item = &'a QpPath>,
+        cqs: impl Iterator<Item = &'a CqPath>,
+    ) -> Answer {
+        let living = Counters::default();
+        qps.for_each(|qp| living.retire_qp(qp));
+        cqs.for_each(|cq| living.retire_cq(cq));
+        let sum = |of: fn(&Counters) -> &AtomicU64| {
+            let n = of(self).load(Ordering::Relaxed) + of(&living).load(Ordering::Relaxed);
+            n.into()
+        };
+        Answer {
+            doorbell_kicks: sum(|c| &c.doorbell_kicks),
+            send_wqes: sum(|c| &c.send_wqes),
+            recv_wqes: sum(|c| &c.recv_wqes),
+            completions: sum(|c| &c.completions),
+            cq_events: sum(|c| &c.cq_events),
+            cq_interrupts: sum(|c| &c.cq_interrupts),
+            worker_sleeps: sum(|c| &c.worker_sleeps),
+            tx_bytes: sum(|c| &c.tx_bytes),
+            rx_bytes: sum(|c| &c.rx_bytes),
+            rnr_naks: sum(|c| &c.rnr_naks),
+            error_completions: sum(|c| &c.error_completions),
+            guest_errors: sum(|c| &c.guest_errors),
+        }
+    }
+}

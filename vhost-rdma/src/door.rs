@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The doorbells of one device, as the workers see them: its UARs, its status page, its kicks.
+//! A `Door` does not change: another set of UARs is another door.
+
+use std::fs::File;
+use std::io::Read;
+use std::mem::offset_of;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::rcu;
+use virtio_rdma_abi::doorbell::{UAR_BITMAP_OFFSET, UarHeader, VectorStatus};
+
+use crate::device::Gate;
+use crate::doorbell::{self, Machine, Word64};
+use crate::qp::QpPath;
+use crate::worker::{self, Worker};
+
+const SUMMARY: u64 = offset_of!(UarHeader, summary) as u64;
+const STATUS_BYTES: u64 = size_of::<VectorStatus>() as u64;
+
+/// A user access region.
+pub struct Uar {
+    memory: UserMemory,
+    slots: rcu::Table<QpPath>,
+}
+
+impl Uar {
+    /// A region in `memory`, under the addresses from 0.
+    pub fn new(memory: UserMemory) -> Self {
+        let slots = (memory.len() - u64::from(UAR_BITMAP_OFFSET)) * 8;
+        Self { memory, slots: rcu::Table::new(slots as usize) }
+    }
+
+    /// The QPs by slot.
+    pub fn slots(&self) -> &rcu::Table<QpPath> {
+        &self.slots
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &UserMemory {
+        &self.memory
+    }
+
+    fn is_pending(&self) -> bool {
+        self.memory.atomic_u64(SUMMARY).is_some_and(|s| Word64::load(s, Ordering::Relaxed) != 0)
+    }
+
+    fn take_pending(&self) {
+        let Some(summary) = self.memory.atomic_u64(SUMMARY) else { return };
+        let word = |i: usize| -> Option<&AtomicU64> {
+            self.memory.atomic_u64(u64::from(UAR_BITMAP_OFFSET) + i as u64 * 8)
+        };
+        doorbell::take_pending(summary, word, |slot| {
+            let guard = rcu::enter();
+            if let Some(qp) = self.slots.get(slot as usize, &guard) {
+                qp.rang();
+            }
+        });
+    }
+}
+
+/// The kick descriptors of a device's doorbell virtqueues, by vector.
+#[derive(Default)]
+pub struct Kicks {
+    files: Mutex<Vec<Option<Arc<File>>>>,
+}
+
+impl Kicks {
+    fn files(&self) -> MutexGuard<'_, Vec<Option<Arc<File>>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts another descriptor behind a vector's doorbell, which `worker` waits for. May sleep.
+    pub fn set(&self, vector: usize, kick: Option<File>, worker: &Worker) {
+        let mut files = self.files();
+        if files.len() <= vector {
+            files.resize(vector + 1, None);
+        }
+        let kick = kick.map(Arc::new);
+        if let Some(kick) = &kick
+            && let Err(e) = worker.watch(kick)
+        {
+            log::error!("a doorbell of vector {vector} can't be watched: {e}");
+        }
+        if let Some(old) = std::mem::replace(&mut files[vector], kick) {
+            worker.unwatch(&old);
+        }
+    }
+
+    /// Whether the descriptor is one of these; if so, its count is read away.
+    fn consume(&self, descriptor: i32) -> bool {
+        let kick = self.files().iter().flatten().find(|f| f.as_raw_fd() == descriptor).cloned();
+        kick.is_some_and(|kick| matches!((&*kick).read(&mut [0; 8]), Ok(8)))
+    }
+}
+
+/// What the workers need of a device.
+pub struct Door {
+    /// Closed: not to be touched.
+    pub gate: Arc<Gate>,
+    /// The status page, under the addresses from 0.
+    pub status: Arc<UserMemory>,
+    /// Vectors in use.
+    pub vectors: u16,
+    /// All workers; vector `v` belongs to number `first + v`, modulo their count.
+    pub workers: Arc<[Arc<Worker>]>,
+    /// See `workers`.
+    pub first: usize,
+    /// All UARs.
+    pub uars: Vec<Arc<Uar>>,
+    /// The doorbells.
+    pub kicks: Arc<Kicks>,
+}
+
+impl Door {
+    /// Hands the QPs that rang to their workers. Never sleeps; bounded by the UARs' sizes.
+    pub fn take_pending(&self) {
+        if self.gate.is_open() {
+            self.uars.iter().for_each(|uar| uar.take_pending());
+        }
+    }
+
+    /// Announces that a worker sleeps; false, and not announced, if something is pending.
+    pub fn fall_asleep(&self, worker: usize) -> bool {
+        if !self.gate.is_open() {
+            return true;
+        }
+        let words = self.status_words(worker);
+        let pending = || self.uars.iter().any(|uar| uar.is_pending());
+        let asleep = doorbell::fall_asleep::<Machine, AtomicU32>(words, pending);
+        if asleep {
+            self.gate.counters().worker_sleeps.fetch_add(1, Ordering::Relaxed);
+        }
+        asleep
+    }
+
+    /// Announces that the worker is awake.
+    pub fn wake_up(&self, worker: usize) {
+        if self.gate.is_open() {
+            doorbell::wake_up(self.status_words(worker));
+        }
+    }
+
+    /// A descriptor became readable: reads it, and counts it if it is one of this device's.
+    pub fn kicked(&self, descriptor: i32) {
+        if self.kicks.consume(descriptor) {
+            self.gate.counters().doorbell_kicks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn status_words(&self, worker: usize) -> impl Iterator<Item = &AtomicU32> + Clone {
+        (0..self.vectors)
+            .filter(move |v| worker::of_vector(&self.workers, self.first, *v).index() == worker)
+            .filter_map(|v| self.status.atomic_u32(u64::from(v) * STATUS_BYTES))
+    }
+}

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A driver's QP on the data path: from its rings to the HCA. Its home worker takes turns with
+//! it while it is busy; any thread may ask for attention. What creates and destroys it is `control`.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use rdma_midlayer::driver::{MalformedWqe, RecvSource, SendReady, Taken};
+use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::verbs::Qp;
+use rdma_midlayer::work::{RecvWqe, SendData, SendWr};
+use rdma_midlayer::{Error, Result};
+
+use crate::device::Gate;
+use crate::doorbell::{self, Machine};
+use crate::ring::recv::RecvRing;
+use crate::ring::send::{SendBuffer, SendRing};
+use crate::worker::Worker;
+
+const SQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, sq_mode) as u64;
+const RQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, rq_mode) as u64;
+
+/// `attention`: the driver posted receive WQEs while the HCA waits for them.
+const RECV: u8 = 1;
+
+/// A QP on the data path: its rings, and the midlayer's handle.
+pub struct QpPath {
+    rings: Arc<QpRings>,
+    qp: Arc<Qp>,
+}
+
+/// The rings of a QP: what the HCA too holds on to.
+pub struct QpRings {
+    memory: Arc<UserMemory>,
+    send: Option<SendRing>,
+    recv: Option<RecvRing>,
+    gate: Arc<Gate>,
+    home: Arc<Worker>,
+    /// The vector whose doorbell the driver rings for this QP.
+    vector: u16,
+    /// In the home worker's list or in its inbox.
+    active: AtomicBool,
+    /// The rings may be read: not in RESET, not destroyed.
+    open: AtomicBool,
+    attention: AtomicU8,
+    recv_doorbell: AtomicBool,
+    empty_takes: AtomicU64,
+    path: OnceLock<Weak<QpPath>>,
+}
+
+/// What a turn with a QP came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// WQEs were taken; there may be more.
+    Worked,
+    /// Nothing to do now.
+    Idle,
+    /// It is no longer this worker's to look at, until somebody asks for attention.
+    Left,
+}
+
+impl QpRings {
+    /// Rings whose geometry was checked; closed at first. `QpPath::new` puts them to use.
+    pub fn new(
+        memory: Arc<UserMemory>,
+        send: Option<SendRing>,
+        recv: Option<RecvRing>,
+        gate: Arc<Gate>,
+        home: Arc<Worker>,
+        vector: u16,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            memory,
+            send,
+            recv,
+            gate,
+            home,
+            vector,
+            active: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+            attention: AtomicU8::new(0),
+            recv_doorbell: AtomicBool::new(false),
+            empty_takes: AtomicU64::new(0),
+            path: OnceLock::new(),
+        })
+    }
+
+    /// Whether there is a receive queue.
+    pub fn has_recv(&self) -> bool {
+        self.recv.is_some()
+    }
+
+    fn may_touch(&self) -> bool {
+        self.open.load(Ordering::Acquire) && self.gate.is_open()
+    }
+
+    /// Makes the home worker look at the QP. Never sleeps.
+    pub fn attend(&self) {
+        if !self.active.swap(true, Ordering::AcqRel) {
+            match self.path.get().and_then(Weak::upgrade) {
+                Some(path) => self.home.take_in(path),
+                // Not in use yet, or destroyed.
+                None => self.active.store(false, Ordering::Release),
+            }
+        }
+    }
+
+    fn set_recv_mode(&self, polled: bool) {
+        if let Some(word) = self.memory.atomic_u32(RQ_MODE) {
+            doorbell::Word32::store(word, doorbell::mode(polled, self.vector), Ordering::Release);
+        }
+    }
+}
+
+impl QpPath {
+    /// Puts the rings of a new QP to use.
+    pub fn new(rings: Arc<QpRings>, qp: Arc<Qp>) -> Arc<Self> {
+        let path = Arc::new(Self { rings, qp });
+        let _ = path.rings.path.set(Arc::downgrade(&path));
+        path
+    }
+
+    /// The midlayer's handle.
+    pub fn qp(&self) -> &Arc<Qp> {
+        &self.qp
+    }
+
+    /// Its buffer in guest memory.
+    pub fn memory(&self) -> &UserMemory {
+        &self.rings.memory
+    }
+
+    /// WQEs sent, bytes sent, WQEs received, and times that a message found no receive WQE.
+    pub fn counts(&self) -> [u64; 4] {
+        let (wqes, bytes) = self.rings.send.as_ref().map_or((0, 0), SendRing::counts);
+        let received = self.rings.recv.as_ref().map_or(0, RecvRing::taken);
+        [wqes, bytes, received, self.rings.empty_takes.load(Ordering::Relaxed)]
+    }
+
+    /// From here on the rings are read: the QP left RESET.
+    pub fn open(&self) {
+        self.rings.open.store(true, Ordering::Release);
+        self.rings.set_recv_mode(!self.rings.recv_doorbell.load(Ordering::Relaxed));
+        self.attend();
+    }
+
+    /// No turn that begins after this reads the rings. The caller then waits for the turns that have
+    /// begun (`rcu::synchronize`), and may call `reset`.
+    pub fn close(&self) {
+        self.rings.open.store(false, Ordering::Release);
+    }
+
+    /// Starts the rings over and arms both queues. Only while closed, and when no turn goes on.
+    pub fn reset(&self) {
+        self.rings.send.iter().for_each(SendRing::reset);
+        self.rings.recv.iter().for_each(RecvRing::reset);
+        self.rings.recv_doorbell.store(false, Ordering::Relaxed);
+        self.rings.attention.store(0, Ordering::Relaxed);
+        for at in [SQ_MODE, RQ_MODE] {
+            if let Some(word) = self.rings.memory.atomic_u32(at) {
+                doorbell::Word32::store(
+                    word,
+                    doorbell::mode(false, self.rings.vector),
+                    Ordering::Release,
+                );
+            }
+        }
+    }
+
+    /// The driver rang: a worker found the QP's bit. Never sleeps.
+    pub fn rang(&self) {
+        if self.rings.recv_doorbell.load(Ordering::Relaxed) {
+            self.rings.attention.fetch_or(RECV, Ordering::AcqRel);
+        }
+        self.attend();
+    }
+
+    /// Makes the home worker look at the QP. Never sleeps.
+    pub fn attend(&self) {
+        self.rings.attend();
+    }
+
+    /// A turn of the home worker: takes up to `budget` WQEs to the HCA. Never sleeps.
+    pub fn turn(&self, buffer: &mut SendBuffer, budget: usize) -> Turn {
+        let qp = &*self.qp;
+        if !self.rings.may_touch() {
+            return self.leave();
+        }
+        if self.rings.attention.load(Ordering::Relaxed) != 0
+            && self.rings.attention.swap(0, Ordering::AcqRel) & RECV != 0
+        {
+            let _ = qp.recv_posted();
+        }
+        let Some(ring) = &self.rings.send else { return Turn::Idle };
+        for done in 0..budget {
+            let (posted, bytes) = match ring.peek(buffer) {
+                None if done == 0 => return Turn::Idle,
+                None => return Turn::Worked,
+                Some(Ok(wr)) => (post(qp, &wr), length(&wr)),
+                Some(Err(malformed)) => (post_malformed(qp, malformed, &self.rings.gate), 0),
+            };
+            match posted {
+                Ok(()) => ring.advance(bytes),
+                // The HCA takes no more for now. It calls `send_ready`, perhaps already: then we are
+                // active again, and in the inbox.
+                Err(Error::QueueFull) => {
+                    self.rings.active.store(false, Ordering::SeqCst);
+                    let again = match ring.peek(buffer) {
+                        Some(Ok(wr)) => post(qp, &wr).map(|()| length(&wr)),
+                        Some(Err(malformed)) => {
+                            post_malformed(qp, malformed, &self.rings.gate).map(|()| 0)
+                        }
+                        None => Ok(0),
+                    };
+                    let Ok(bytes) = again else { return Turn::Left };
+                    ring.advance(bytes);
+                    if self.rings.active.swap(true, Ordering::AcqRel) {
+                        return Turn::Left;
+                    }
+                }
+                // Not in a state to send, or gone: a change of state asks for attention.
+                Err(_) => return self.leave(),
+            }
+        }
+        Turn::Worked
+    }
+
+    fn leave(&self) -> Turn {
+        self.rings.active.store(false, Ordering::Release);
+        Turn::Left
+    }
+
+    /// The send queue has been idle: from here on the driver rings. Returns false if the QP stays
+    /// with the worker, since there is work all the same.
+    pub fn arm_send(&self) -> bool {
+        // First, so that a ring that comes after the arming finds a QP that it must take in.
+        self.rings.active.store(false, Ordering::SeqCst);
+        let Some(word) = self.rings.memory.atomic_u32(SQ_MODE) else { return true };
+        let open = self.rings.may_touch();
+        let has_work = || self.rings.send.as_ref().is_some_and(SendRing::has_work);
+        if !open || !doorbell::arm::<Machine>(word, self.rings.vector, has_work) {
+            return true;
+        }
+        // If somebody else was first, the QP is in the inbox.
+        self.rings.active.swap(true, Ordering::AcqRel)
+    }
+
+    /// The worker looks at the send queue by itself.
+    pub fn poll_send(&self) {
+        if self.rings.may_touch()
+            && let Some(word) = self.rings.memory.atomic_u32(SQ_MODE)
+        {
+            doorbell::poll(word, self.rings.vector);
+        }
+    }
+}
+
+fn post(qp: &Qp, wr: &SendWr<'_>) -> Result<()> {
+    match qp.post_send(wr) {
+        // What the HCA refuses to take is the driver's fault: it becomes a completion.
+        Err(
+            Error::Invalid(_) | Error::Unsupported(_) | Error::NotPermitted(_) | Error::Limit(_),
+        ) => qp.post_malformed_send(MalformedWqe { wr_id: wr.wr_id, ticket: wr.ticket }),
+        other => other,
+    }
+}
+
+fn post_malformed(qp: &Qp, malformed: MalformedWqe, gate: &Gate) -> Result<()> {
+    gate.counters().guest_errors.fetch_add(1, Ordering::Relaxed);
+    qp.post_malformed_send(malformed)
+}
+
+fn length(wr: &SendWr<'_>) -> u64 {
+    match wr.data {
+        SendData::Inline(bytes) => bytes.len() as u64,
+        SendData::Sges(sges) => sges.iter().map(|s| u64::from(s.length)).sum(),
+        SendData::Reg(_) | SendData::Bind(_) => 0,
+    }
+}
+
+impl RecvSource for QpRings {
+    fn take(&self, wqe: &mut RecvWqe) -> std::result::Result<Taken, MalformedWqe> {
+        if !self.may_touch() {
+            return Ok(Taken::Empty);
+        }
+        let Some(ring) = &self.recv else { return Ok(Taken::Empty) };
+        let taken = ring.take(wqe);
+        match taken {
+            Ok(Taken::Wqe) => {}
+            Ok(Taken::Empty) => {
+                self.empty_takes.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(_) => {
+                self.gate.counters().guest_errors.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        taken
+    }
+
+    fn want_doorbell(&self, wanted: bool) {
+        self.recv_doorbell.store(wanted, Ordering::Relaxed);
+        if self.may_touch() {
+            self.set_recv_mode(!wanted);
+        }
+        // The driver: post, fence, read the mode. The HCA looks at the ring after this.
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+impl SendReady for QpRings {
+    fn send_ready(&self) {
+        self.attend();
+    }
+}

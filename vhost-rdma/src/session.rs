@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What one driver has made of its device since INIT: the objects by their numbers. It ends when the
+//! driver inits again, the device is reset, the front end leaves, or the HCA goes. The commands that
+//! make the objects are in `control`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rdma_midlayer::attr::{QpAttr, QpAttrMask};
+use rdma_midlayer::types::QpState;
+use rdma_midlayer::verbs::{Context, Cq, Mr, Pd, Qp};
+use rdma_midlayer::{MaySleep, rcu};
+
+use crate::cq::CqPath;
+use crate::door::{Door, Uar};
+use crate::mapping::Identity;
+use crate::memory::GuestMemory;
+use crate::qp::QpPath;
+use crate::worker::Worker;
+
+/// A protection domain.
+pub struct PdObject {
+    /// The midlayer's handle.
+    pub pd: Arc<Pd>,
+}
+
+/// A memory region.
+pub struct MrObject {
+    /// The midlayer's handle.
+    pub mr: Arc<Mr>,
+    /// The regions of guest memory that it lies in; none: all that there are (a DMA MR).
+    pub regions: Option<Box<[Identity]>>,
+    /// Pages that it lists, for the quota.
+    pub pages: u64,
+}
+
+/// A completion queue.
+pub struct CqObject {
+    /// The midlayer's handle.
+    pub cq: Arc<Cq>,
+    /// Its data path.
+    pub path: Arc<CqPath>,
+}
+
+/// A queue pair.
+pub struct QpObject {
+    /// Its data path, with the midlayer's handle.
+    pub path: Arc<QpPath>,
+    /// The UAR in which its pending bit is, and the bit.
+    pub uar: Arc<Uar>,
+    /// See `uar`.
+    pub slot: u32,
+}
+
+/// Everything that a driver has made.
+pub struct Session {
+    /// The tenant of the HCA.
+    pub context: Arc<Context>,
+    /// Vectors that the driver uses.
+    pub vectors: u16,
+    /// The doorbells as the workers have them.
+    pub door: Arc<Door>,
+    /// UARs by number.
+    pub uars: HashMap<u32, Arc<Uar>>,
+    /// PDs by number.
+    pub pds: HashMap<u32, PdObject>,
+    /// MRs by number.
+    pub mrs: HashMap<u32, MrObject>,
+    /// CQs by number.
+    pub cqs: HashMap<u32, CqObject>,
+    /// QPs by number.
+    pub qps: HashMap<u32, QpObject>,
+    next_number: u32,
+}
+
+impl Session {
+    /// A driver's new beginning; the door has no UARs yet.
+    pub fn new(context: Arc<Context>, door: Arc<Door>) -> Self {
+        door.workers.iter().for_each(|w| w.add_door(door.clone()));
+        Self {
+            context,
+            vectors: door.vectors,
+            door,
+            uars: HashMap::new(),
+            pds: HashMap::new(),
+            mrs: HashMap::new(),
+            cqs: HashMap::new(),
+            qps: HashMap::new(),
+            next_number: 1,
+        }
+    }
+
+    /// The counters, with those of the living objects.
+    pub fn counters(&self) -> virtio_rdma_abi::control::Counters {
+        self.door
+            .gate
+            .counters()
+            .answer(self.qps.values().map(|qp| &*qp.path), self.cqs.values().map(|cq| &*cq.path))
+    }
+
+    /// A number that is free in the given map.
+    pub fn free_number<T>(next: &mut u32, taken: &HashMap<u32, T>) -> u32 {
+        loop {
+            let number = *next;
+            // 24 bits are enough for every limit, and 0 is nothing.
+            *next = if number >= 0x00ff_ffff { 1 } else { number + 1 };
+            if !taken.contains_key(&number) {
+                return number;
+            }
+        }
+    }
+
+    /// A number for a new PD.
+    pub fn new_pdn(&mut self) -> u32 {
+        Self::free_number(&mut self.next_number, &self.pds)
+    }
+
+    /// A number for a new MR.
+    pub fn new_mrn(&mut self) -> u32 {
+        Self::free_number(&mut self.next_number, &self.mrs)
+    }
+
+    /// A number for a new UAR.
+    pub fn new_uarn(&mut self) -> u32 {
+        Self::free_number(&mut self.next_number, &self.uars)
+    }
+
+    /// Makes the workers see the UARs as they are now. When it returns no worker uses one that is no
+    /// longer there. May sleep.
+    pub fn change_door(&mut self, cx: &MaySleep) {
+        let new = Arc::new(Door {
+            gate: self.door.gate.clone(),
+            status: self.door.status.clone(),
+            vectors: self.door.vectors,
+            workers: self.door.workers.clone(),
+            first: self.door.first,
+            uars: self.uars.values().cloned().collect(),
+            kicks: self.door.kicks.clone(),
+        });
+        let workers: &[Arc<Worker>] = &new.workers;
+        workers.iter().for_each(|w| w.replace_door(&self.door, new.clone()));
+        self.door = new;
+        rcu::synchronize(cx);
+    }
+
+    /// The device may be touched again: every worker looks at every QP and every arming.
+    pub fn resume(&self) {
+        self.door.workers.iter().for_each(|w| w.rouse());
+        self.qps.values().for_each(|qp| qp.path.attend());
+    }
+
+    /// Ends a QP: when it returns, nothing of the device touches its rings. May sleep.
+    pub fn end_qp(&mut self, cx: &MaySleep, qpn: u32) -> Option<rdma_midlayer::Result<()>> {
+        let object = self.qps.remove(&qpn)?;
+        object.path.close();
+        object.uar.slots().remove(cx, object.slot as usize);
+        self.door.gate.counters().retire_qp(&object.path);
+        let qp: &Qp = object.path.qp();
+        Some(qp.destroy(cx))
+    }
+
+    /// After a change of guest memory: objects that lie in memory which is gone lose it. MRs answer
+    /// with protection errors, QPs go to ERR, CQs overflow. When it returns nothing touches the old
+    /// memory. May sleep.
+    pub fn memory_changed(&mut self, cx: &MaySleep, memory: &GuestMemory) {
+        for (mrn, object) in &self.mrs {
+            let kept = match &object.regions {
+                Some(regions) if memory.holds(regions) => continue,
+                Some(_) => None,
+                None => memory.all(),
+            };
+            if object.regions.is_some() {
+                log::warn!("memory of MR {mrn} was removed from the VM");
+            }
+            if let Err(e) = object.mr.replace_memory(cx, kept) {
+                log::warn!("MR {mrn}: {e}");
+            }
+        }
+        for (cqn, object) in &self.cqs {
+            if !memory.holds(&memory.regions_of(object.path.ring().memory())) {
+                log::warn!("the ring of CQ {cqn} was removed from the VM");
+                object.path.lose();
+            }
+        }
+        for (qpn, object) in &self.qps {
+            if memory.holds(&memory.regions_of(object.path.memory())) {
+                continue;
+            }
+            log::warn!("the rings of QP {qpn} were removed from the VM");
+            object.path.close();
+            let attr = QpAttr { state: QpState::Err, ..QpAttr::default() };
+            if let Err(e) = object.path.qp().modify(cx, &attr, QpAttrMask::STATE) {
+                log::warn!("QP {qpn}: {e}");
+            }
+        }
+        let uars = self.uars.len();
+        self.uars.retain(|_, uar| memory.holds(&memory.regions_of(uar.memory())));
+        if self.uars.len() != uars {
+            self.change_door(cx);
+        }
+        rcu::synchronize(cx);
+    }
+
+    /// Ends everything. When it returns, nothing of the device touches the driver's memory. May sleep.
+    pub fn end(mut self, cx: &MaySleep) {
+        let log = |what: &str, number: u32, result: rdma_midlayer::Result<()>| {
+            if let Err(e) = result {
+                log::warn!("{what} {number} ends with: {e}");
+            }
+        };
+        self.qps.values().for_each(|qp| qp.path.close());
+        let door = &self.door;
+        door.workers.iter().for_each(|w| w.remove_door(door));
+        rcu::synchronize(cx);
+        for qpn in self.qps.keys().copied().collect::<Vec<_>>() {
+            if let Some(result) = self.end_qp(cx, qpn) {
+                log("QP", qpn, result);
+            }
+        }
+        for (cqn, object) in self.cqs.drain() {
+            self.door.gate.counters().retire_cq(&object.path);
+            log("CQ", cqn, object.cq.destroy(cx));
+        }
+        for (mrn, object) in self.mrs.drain() {
+            log("MR", mrn, object.mr.dereg(cx));
+        }
+        for (pdn, object) in self.pds.drain() {
+            log("PD", pdn, object.pd.dealloc(cx));
+        }
+        log("context", 0, self.context.dealloc(cx));
+    }
+}

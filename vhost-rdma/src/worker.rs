@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The workers: threads that carry the data path of all devices. A worker polls the QPs that were
+//! active lately, the HCAs' pollers, and its completion handlers; when nothing has come for a while it
+//! arms what it polled and sleeps until a doorbell, a waker or a deadline.
+//!
+//! Not here: what a turn with a QP does (`qp.rs`), and the protocol's words (`doorbell.rs`).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::SegQueue;
+use rdma_midlayer::driver::{Poller, Waker};
+use rdma_midlayer::{RunQueue, rcu};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::door::Door;
+use crate::qp::{QpPath, Turn};
+use crate::ring::send::SendBuffer;
+
+/// WQEs that a QP may have taken in one turn.
+const QP_BUDGET: usize = 32;
+/// Packets or pieces that a poller may do in one turn.
+const POLLER_BUDGET: usize = 32;
+/// Completion handlers that run in one turn.
+const HANDLER_BUDGET: usize = 256;
+/// Turns without news after which a QP is no longer polled while others are.
+const QP_PATIENCE: u32 = 4096;
+/// The longest sleep: a missed wake-up, which is a bug, must not be for ever.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
+
+/// The system's clock for sleep ticks in milliseconds.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
+
+/// How the workers behave.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerConfig {
+    /// Threads.
+    pub count: usize,
+    /// How long a worker without work goes on polling before it sleeps. Zero: not at all.
+    pub poll: Duration,
+}
+
+/// Wakes a worker that sleeps; costs one store and one load while it is awake.
+pub struct WorkerWaker {
+    notified: AtomicBool,
+    asleep: AtomicBool,
+    event: EventFd,
+}
+
+impl Waker for WorkerWaker {
+    fn wake(&self) {
+        self.notified.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `Worker::sleep`.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) {
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+/// What all threads may change about a worker; the worker copies it when `generation` has changed.
+#[derive(Default, Clone)]
+struct Shared {
+    doors: Vec<Arc<Door>>,
+    pollers: Vec<Arc<dyn Poller>>,
+}
+
+/// One worker, as others see it.
+pub struct Worker {
+    index: usize,
+    waker: Arc<WorkerWaker>,
+    run_queue: Arc<RunQueue>,
+    inbox: SegQueue<Arc<QpPath>>,
+    epoll: Epoll,
+    shared: Mutex<Shared>,
+    generation: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// The running workers. They end when this is dropped.
+pub struct Workers {
+    list: Vec<Arc<Worker>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+const WAKE: u64 = u64::MAX;
+
+impl Workers {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn start(config: WorkerConfig) -> io::Result<Self> {
+        let mut workers = Self { list: Vec::new(), threads: Vec::new() };
+        for index in 0..config.count.max(1) {
+            let worker = Arc::new(Worker::new(index)?);
+            let thread = {
+                let worker = worker.clone();
+                std::thread::Builder::new()
+                    .name(format!("worker{index}"))
+                    .spawn(move || Loop::new(&worker, config.poll).run())?
+            };
+            workers.list.push(worker);
+            workers.threads.push(thread);
+        }
+        Ok(workers)
+    }
+
+    /// All of them.
+    pub fn list(&self) -> &[Arc<Worker>] {
+        &self.list
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for worker in &self.list {
+            worker.stop.store(true, Ordering::Release);
+            worker.waker.wake();
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn new(index: usize) -> io::Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        let epoll = Epoll::new()?;
+        epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(EventSet::IN, WAKE))?;
+        let waker = Arc::new(WorkerWaker {
+            notified: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            event,
+        });
+        Ok(Self {
+            index,
+            run_queue: RunQueue::new(waker.clone()),
+            waker,
+            inbox: SegQueue::new(),
+            epoll,
+            shared: Mutex::default(),
+            generation: AtomicU64::new(1),
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// Its number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Where completion handlers that it should run are queued.
+    pub fn run_queue(&self) -> &Arc<RunQueue> {
+        &self.run_queue
+    }
+
+    /// How to wake it.
+    pub fn waker(&self) -> &Arc<WorkerWaker> {
+        &self.waker
+    }
+
+    /// A QP of this worker asks for attention. Never sleeps.
+    pub fn take_in(&self, qp: Arc<QpPath>) {
+        self.inbox.push(qp);
+        self.waker.wake();
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Shared)) {
+        change(&mut self.shared());
+        self.generation.fetch_add(1, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Looks after a device's doorbells from now on. May sleep.
+    pub fn add_door(&self, door: Arc<Door>) {
+        self.change(|shared| shared.doors.push(door));
+    }
+
+    /// No longer. Turns that have begun may still use it: wait with `rcu::synchronize`. May sleep.
+    pub fn remove_door(&self, door: &Arc<Door>) {
+        self.change(|shared| shared.doors.retain(|d| !Arc::ptr_eq(d, door)));
+    }
+
+    /// Looks after `new` instead of `old`. May sleep.
+    pub fn replace_door(&self, old: &Arc<Door>, new: Arc<Door>) {
+        self.change(|shared| {
+            shared.doors.retain(|d| !Arc::ptr_eq(d, old));
+            shared.doors.push(new);
+        });
+    }
+
+    /// Makes it look at everything soon. Never sleeps.
+    pub fn rouse(&self) {
+        self.waker.wake();
+    }
+
+    /// Polls this part of an HCA from now on. May sleep.
+    pub fn add_poller(&self, poller: Arc<dyn Poller>) {
+        poller.set_waker(self.waker.clone());
+        self.change(|shared| shared.pollers.push(poller));
+    }
+
+    /// No longer, as with doors. May sleep.
+    pub fn remove_poller(&self, poller: &Arc<dyn Poller>) {
+        let gone = Arc::as_ptr(poller);
+        self.change(|shared| shared.pollers.retain(|p| !std::ptr::addr_eq(Arc::as_ptr(p), gone)));
+    }
+
+    /// Wakes from sleep when `kick` becomes readable. May sleep.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn watch(&self, kick: &File) -> io::Result<()> {
+        // The descriptor's number is enough: the event only wakes, and says where to read.
+        let event = EpollEvent::new(EventSet::IN, kick.as_raw_fd() as u64);
+        self.epoll.ctl(ControlOperation::Add, kick.as_raw_fd(), event)
+    }
+
+    /// No longer.
+    pub fn unwatch(&self, kick: &File) {
+        let event = EpollEvent::new(EventSet::IN, 0);
+        let _ = self.epoll.ctl(ControlOperation::Delete, kick.as_raw_fd(), event);
+    }
+}
+
+/// A worker's thread.
+struct Loop<'w> {
+    worker: &'w Worker,
+    poll: Duration,
+    generation: u64,
+    shared: Shared,
+    active: Vec<Polled>,
+    buffer: Box<SendBuffer>,
+    deadline: Option<Instant>,
+}
+
+struct Polled {
+    qp: Arc<QpPath>,
+    idle_turns: u32,
+}
+
+impl<'w> Loop<'w> {
+    fn new(worker: &'w Worker, poll: Duration) -> Self {
+        Self {
+            worker,
+            poll,
+            generation: 0,
+            shared: Shared::default(),
+            active: Vec::new(),
+            buffer: Box::default(),
+            deadline: None,
+        }
+    }
+
+    fn run(mut self) {
+        let mut idle_since: Option<Instant> = None;
+        while !self.worker.stop.load(Ordering::Acquire) {
+            let now = Instant::now();
+            if self.turn(now) {
+                idle_since = None;
+                continue;
+            }
+            let since = *idle_since.get_or_insert(now);
+            if now.duration_since(since) < self.poll {
+                std::hint::spin_loop();
+                continue;
+            }
+            // A timer that is due before the system would wake us is waited for awake.
+            if self.deadline.is_some_and(|at| at < now + SHORTEST_SLEEP) {
+                continue;
+            }
+            self.sleep();
+            idle_since = None;
+        }
+    }
+
+    /// Looks at everything once. Returns whether anything was done.
+    fn turn(&mut self, now: Instant) -> bool {
+        let _guard = rcu::enter();
+        // Inside the guard: who removed something waits for this turn if it began before.
+        let generation = self.worker.generation.load(Ordering::Acquire);
+        if generation != self.generation {
+            self.generation = generation;
+            self.shared = self.worker.shared().clone();
+        }
+        let mut worked = false;
+        for door in &self.shared.doors {
+            door.take_pending();
+        }
+        while let Some(qp) = self.worker.inbox.pop() {
+            qp.poll_send();
+            self.active.push(Polled { qp, idle_turns: 0 });
+            worked = true;
+        }
+        worked |= self.turn_of_qps();
+        self.deadline = None;
+        for poller in &self.shared.pollers {
+            let turn = poller.poll(now, POLLER_BUDGET);
+            worked |= turn.worked;
+            self.deadline = match (self.deadline, turn.deadline) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        let drained = self.worker.run_queue.drain(HANDLER_BUDGET);
+        worked | (drained.ran > 0) | drained.more
+    }
+
+    fn turn_of_qps(&mut self) -> bool {
+        let mut worked = false;
+        let buffer = &mut *self.buffer;
+        self.active.retain_mut(|polled| match polled.qp.turn(buffer, QP_BUDGET) {
+            Turn::Worked => {
+                polled.idle_turns = 0;
+                worked = true;
+                true
+            }
+            Turn::Idle if polled.idle_turns < QP_PATIENCE => {
+                polled.idle_turns += 1;
+                true
+            }
+            Turn::Idle => !polled.qp.arm_send(),
+            Turn::Left => false,
+        });
+        worked
+    }
+
+    fn sleep(&mut self) {
+        {
+            let _guard = rcu::enter();
+            self.active.retain(|polled| !polled.qp.arm_send());
+            if !self.active.is_empty() {
+                return;
+            }
+        }
+        let waker = &self.worker.waker;
+        waker.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let may_sleep = !waker.notified.swap(false, Ordering::Relaxed)
+            && self.worker.inbox.is_empty()
+            && self.worker.run_queue.sleep()
+            && self.close_doors();
+        if may_sleep {
+            self.wait();
+            let _guard = rcu::enter();
+            for door in &self.shared.doors {
+                door.wake_up(self.worker.index);
+            }
+        }
+        waker.asleep.store(false, Ordering::Relaxed);
+        self.worker.run_queue.awake();
+    }
+
+    /// Announces sleep at every door; false, and awake everywhere, if something is pending.
+    fn close_doors(&self) -> bool {
+        let _guard = rcu::enter();
+        let index = self.worker.index;
+        for (i, door) in self.shared.doors.iter().enumerate() {
+            if !door.fall_asleep(index) {
+                self.shared.doors[..i].iter().for_each(|door| door.wake_up(index));
+                return false;
+            }
+        }
+        true
+    }
+
+    fn wait(&self) {
+        let left = match self.deadline {
+            Some(at) => at.saturating_duration_since(Instant::now()).min(MAX_SLEEP),
+            None => MAX_SLEEP,
+        };
+        let timeout = left.as_millis() as i32;
+        let mut events = [EpollEvent::default(); 16];
+        let found = match self.worker.epoll.wait(timeout, &mut events) {
+            Ok(count) => &events[..count],
+            Err(_) => &[],
+        };
+        for event in found {
+            match event.data() {
+                WAKE => {
+                    let _ = self.worker.waker.event.read();
+                }
+                kick => {
+                    for door in &self.shared.doors {
+                        door.kicked(kick as i32);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The worker that serves a vector of a device, and looks after the QPs that ring there.
+pub fn of_vector(workers: &[Arc<Worker>], first: usize, vector: u16) -> &Arc<Worker> {
+    &workers[(first + usize::from(vector)) % workers.len()]
+}
