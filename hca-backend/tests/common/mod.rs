@@ -49,6 +49,8 @@ pub struct CqSink {
     pub wcs: Mutex<VecDeque<WorkCompletion>>,
     pub events: AtomicUsize,
     pub solicited: AtomicUsize,
+    /// From now on nobody may write here.
+    pub closed: AtomicBool,
     /// Set while a call is inside: calls must not overlap.
     inside: AtomicBool,
 }
@@ -60,6 +62,7 @@ impl CqSink {
             wcs: Mutex::new(VecDeque::new()),
             events: AtomicUsize::new(0),
             solicited: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
             inside: AtomicBool::new(false),
         })
     }
@@ -85,6 +88,7 @@ impl CqSink {
 impl CqMemory for CqSink {
     fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
         assert!(!self.inside.swap(true, Ordering::SeqCst), "two calls at once");
+        assert!(!self.closed.load(Ordering::SeqCst), "nobody may write here any more");
         let mut wcs = self.wcs.lock().unwrap();
         let room = wcs.len() < self.room;
         if room {
@@ -187,7 +191,15 @@ impl Lab {
     }
 
     pub fn with_limits(limits: Limits) -> Self {
-        let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers: 1, limits }));
+        Self::with(limits, 1)
+    }
+
+    pub fn with_pollers(pollers: usize) -> Self {
+        Self::with(Limits::default(), pollers)
+    }
+
+    fn with(limits: Limits, pollers: usize) -> Self {
+        let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers, limits }));
         let pollers = hca.pollers();
         Self { cx: MaySleep::claim().unwrap(), hca, pollers, ahead: Mutex::default() }
     }
@@ -199,6 +211,31 @@ impl Lab {
     /// Puts the clock forward.
     pub fn sleep(&self, time: Duration) {
         *self.ahead.lock().unwrap() += time;
+    }
+
+    /// Polls each poller from a thread of its own while `work` runs.
+    pub fn with_workers<R>(&self, work: impl FnOnce() -> R) -> R {
+        let stop = AtomicBool::new(false);
+        /// Stops the workers even if the work panics.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        std::thread::scope(|scope| {
+            let _stop = Stop(&stop);
+            for poller in &self.pollers {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::SeqCst) {
+                        if !poller.poll(Instant::now(), 8).worked {
+                            std::thread::sleep(Duration::from_micros(20));
+                        }
+                    }
+                });
+            }
+            work()
+        })
     }
 
     /// Runs the pollers until there is nothing to do now.
