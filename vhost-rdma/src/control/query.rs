@@ -11,7 +11,8 @@ const PHYS_LINK_UP: u8 = 5;
 const PHYS_DISABLED: u8 = 3;
 
 impl Call<'_> {
-    pub(super) fn query_device(self) -> Answer {
+    pub(super) fn query_device(mut self) -> Answer {
+        self.session()?;
         let hca = self.device.hca().ok_or(Status(abi::STATUS_NO_HCA))?;
         let a = hca.query_device(self.cx)?;
         let guid = self.device.node_guid();
@@ -46,8 +47,9 @@ impl Call<'_> {
         }))
     }
 
-    pub(super) fn query_port(self) -> Answer {
+    pub(super) fn query_port(mut self) -> Answer {
         let port = self.number()?;
+        self.session()?;
         let hca = self.device.hca().ok_or(Status(abi::STATUS_NO_HCA))?;
         let port = u8::try_from(port).map_err(|_| INVALID)?;
         let a = hca.query_port(self.cx, port)?;
