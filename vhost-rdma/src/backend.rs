@@ -3,9 +3,10 @@
 //! only file, beside `vring.rs` and `connection.rs`, that knows vhost-user.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rdma_midlayer::rcu;
+use vhost::vhost_user::Backend as RequestChannel;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -38,12 +39,15 @@ pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
 pub struct Backend {
     device: Arc<Device>,
     memory: Memory,
+    /// The channel for requests of our own. Nothing is sent yet, but it stays open: User-Mode Linux
+    /// takes its end for the end of the device.
+    requests: Mutex<Option<RequestChannel>>,
 }
 
 impl Backend {
     /// The back end of a new connection; `memory` is what its virtqueues lie in.
     pub fn new(device: Arc<Device>, memory: Memory) -> Self {
-        Self { device, memory }
+        Self { device, memory, requests: Mutex::default() }
     }
 
     /// Commands, until there are none. The crate's thread.
@@ -143,6 +147,10 @@ impl VhostUserBackend for Backend {
 
     fn reset_device(&self) {
         in_process_context(|cx| self.device.reset_device(cx));
+    }
+
+    fn set_backend_req_fd(&self, channel: RequestChannel) {
+        *self.requests.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
     }
 
     fn set_event_idx(&self, _enabled: bool) {
