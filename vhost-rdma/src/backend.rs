@@ -68,6 +68,7 @@ impl Backend {
                 }
             })
         });
+        self.device.check_memory();
         if let Some(Some(Err(e))) = done {
             let e: virtio_queue::Error = e;
             log::error!("{}: the control virtqueue is broken: {e}", self.device.name());

@@ -104,6 +104,8 @@ pub struct Device {
     rings: Mutex<Rings>,
     events: Arc<EventQueue>,
     comp: Vec<Arc<CompQueue>>,
+    /// `check_memory` has told.
+    broken: AtomicBool,
     me: Weak<Device>,
 }
 
@@ -139,6 +141,7 @@ impl Device {
             control: Mutex::default(),
             rings: Mutex::default(),
             comp,
+            broken: AtomicBool::new(false),
             me: me.clone(),
         })
     }
@@ -339,6 +342,7 @@ impl Device {
     /// # Errors
     /// What mapping answers; nothing has changed then.
     pub fn update_memory(&self, cx: &MaySleep, table: Vec<RegionSpec>) -> std::io::Result<()> {
+        self.check_memory();
         let mut control = lock(&self.control);
         let new = self.memory().update(table)?;
         for region in new.regions().iter().filter(|r| r.may_shrink()) {
@@ -353,6 +357,20 @@ impl Device {
             session.memory_changed(cx, &new);
         }
         Ok(())
+    }
+
+    /// Tells operator and driver, once, if the VM's memory has lost pages because the front end made
+    /// its file shorter.
+    pub fn check_memory(&self) {
+        let broken = self.memory().regions().iter().any(|region| region.is_broken());
+        if broken && !self.broken.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "{}: the front end made the file of the VM's memory shorter: its data is spoilt; \
+                 use a memory backend that is sealed (memory-backend-memfd,seal=on)",
+                self.name()
+            );
+            self.raise(event::EVENT_DEVICE_FATAL, 0);
+        }
     }
 
     /// Ends all that the driver made and forgets what it was told or not. May sleep.
@@ -375,6 +393,7 @@ impl Device {
             self.set_kick(vector, None);
         }
         *self.memory.write().unwrap_or_else(PoisonError::into_inner) = GuestMemory::default();
+        self.broken.store(false, Ordering::Relaxed);
     }
 
     fn set_kick(&self, vector: usize, kick: Option<File>) {

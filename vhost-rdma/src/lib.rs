@@ -23,6 +23,7 @@ pub mod memory;
 pub mod qp;
 pub mod ring;
 pub mod session;
+mod sigbus;
 pub mod vring;
 pub mod worker;
 

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use rdma_midlayer::memory::Mapping;
 
+use crate::sigbus::Watch;
+
 /// What makes two regions the same memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -33,6 +35,7 @@ pub struct GuestRegion {
     map: NonNull<u8>,
     map_len: usize,
     base: NonNull<u8>,
+    watch: Option<Watch>,
 }
 
 // SAFETY: the addresses point to a shared mapping that the value owns and that no reference is made
@@ -80,7 +83,8 @@ impl GuestRegion {
         };
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
         // Huge pages want their own alignment; then the stagger has to go.
-        let huge = block_size(&file)? >= ALIGN as u64;
+        let page = block_size(&file)?.max(4096) as usize;
+        let huge = page >= ALIGN;
         let pad = if len >= ALIGN { ALIGN + (nth % 16) * STAGGER } else { 0 };
         // Reserve, then put the file at a huge-page boundary plus the stagger, if it is large.
         let map_len = len.checked_add(pad).ok_or(io::ErrorKind::InvalidInput)?;
@@ -130,7 +134,9 @@ impl GuestRegion {
         else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };
-        Ok(Self { identity, file, map, map_len, base })
+        // Ordinary file systems call more than a page a block.
+        let watch = Some(Watch::new(base.as_ptr(), len, if huge { page } else { 4096 }));
+        Ok(Self { identity, file, map, map_len, base, watch })
     }
 
     /// What makes it the same memory as another.
@@ -148,7 +154,7 @@ impl GuestRegion {
         self.identity.len
     }
 
-    /// Whether the file can be made shorter under us: an access would then kill the process.
+    /// Whether the file can be made shorter under us (see `sigbus.rs`).
     pub fn may_shrink(&self) -> bool {
         // SAFETY: fcntl on a descriptor that we own, without pointers.
         let seals = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_GET_SEALS) };
@@ -161,8 +167,17 @@ fn block_size(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blksize())
 }
 
+impl GuestRegion {
+    /// Whether the file was made shorter and pages of it are lost.
+    pub fn is_broken(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_broken)
+    }
+}
+
 impl Drop for GuestRegion {
     fn drop(&mut self) {
+        // Before the addresses can belong to somebody else.
+        drop(self.watch.take());
         // SAFETY: the whole reservation, ours alone; `Mapping` holders keep the value alive.
         unsafe { libc::munmap(self.map.as_ptr().cast(), self.map_len) };
     }
@@ -187,6 +202,24 @@ unsafe impl Mapping for GuestRegion {
 mod tests {
     use super::*;
     use std::io::{Read, Seek, Write};
+
+    #[test]
+    fn a_file_that_shrinks_spoils_its_own_pages_and_ends_nothing() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let shared = Arc::new(file.try_clone().unwrap());
+        let region = GuestRegion::map(shared, 0, 0, 8192, 0).unwrap();
+        file.set_len(4096).unwrap();
+        // SAFETY: inside the mapping; the second page has lost its file.
+        unsafe {
+            region.base().write_volatile(1);
+            assert!(!region.is_broken());
+            region.base().add(5000).write_volatile(2);
+            assert_eq!(region.base().add(5000).read_volatile(), 2);
+            assert_eq!(region.base().read_volatile(), 1);
+        }
+        assert!(region.is_broken());
+    }
 
     #[test]
     fn a_region_is_the_files_own_memory_and_no_longer_than_it() {
