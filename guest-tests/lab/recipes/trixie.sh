@@ -4,7 +4,7 @@
 # built from. Nothing is compiled here.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
-mkdir -p /mnt/work /mnt/source /mnt/uml /srv/kernels /srv/sources
+mkdir -p /mnt/work /mnt/source /srv/kernels /srv/sources
 
 # version_of METAPACKAGE SUITE PREFIX: the versioned package that a metapackage stands for.
 version_of() {

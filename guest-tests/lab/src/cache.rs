@@ -62,7 +62,11 @@ impl Key {
     }
 }
 
-fn list_files(path: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the files at and below `path` to a list.
+///
+/// # Errors
+/// When something there can't be read.
+pub fn list_files(path: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
     let kind =
         fs::symlink_metadata(path).with_context(|| format!("looking at {}", path.display()))?;
     if kind.is_dir() {

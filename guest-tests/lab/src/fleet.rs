@@ -66,6 +66,7 @@ pub struct Parts {
     shape: Shape,
     root: GuestRoot,
     agent: PathBuf,
+    verifier: PathBuf,
     engine: Engine,
     module: Option<PathBuf>,
     provider: Vec<(PathBuf, String)>,
@@ -124,13 +125,14 @@ impl Parts {
             }
         };
         let agent = programs::agent()?;
+        let verifier = programs::verifier()?;
         let (mut module, mut provider, mut daemon) = (None, Vec::new(), None);
         if shape.rdma {
             module = Some(programs::module(cache, module_for)?);
             provider = programs::provider_files(&programs::provider(cache)?)?;
             daemon = Some(programs::daemon()?);
         }
-        Ok(Self { shape: shape.clone(), root, agent, engine, module, provider, daemon })
+        Ok(Self { shape: shape.clone(), root, agent, verifier, engine, module, provider, daemon })
     }
 
     /// Boots the guests, runs `job` in each, and hands every line of output to `on_line` with the
@@ -343,6 +345,8 @@ impl Parts {
         }
         let mut files = named(job.map_or(&[][..], |job| &job.files));
         files.push((PathBuf::from("/proc/cpuinfo"), "cpuinfo".to_owned()));
+        let mut commands = named(job.map_or(&[][..], |job| &job.commands));
+        commands.push((self.verifier.clone(), "verifier".to_owned()));
         let script = match job {
             Some(job) if !terminal => Some((job.script.clone(), job.arguments.clone())),
             _ if !terminal => Some((b"#!/bin/sh\nexec sleep infinity\n".to_vec(), Vec::new())),
@@ -356,7 +360,7 @@ impl Parts {
             script,
             files,
             overlay: self.provider.clone(),
-            commands: named(job.map_or(&[][..], |job| &job.commands)),
+            commands,
         })
     }
 }

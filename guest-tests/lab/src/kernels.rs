@@ -10,8 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::cache::{Cache, Key};
-use crate::command::{output_of, run_logged};
-use crate::roots::{BuildRoot, UML};
+use crate::command::run_logged;
+use crate::roots::{BuildRoot, SOURCE, UML};
 
 const UML_CONFIG: &str = include_str!("../uml.config");
 
@@ -164,19 +164,24 @@ pub fn read_module(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The tree of the UML kernel: `build/linux` is the kernel, and modules can be built against
-/// `build` when the tree is bound to [`UML`] in the trixie root.
+/// `build` when the tree is bound to [`UML`] in the bookworm root. The kernel is a program of the
+/// host, so it is built with the host's C library; its source is that of trixie's backports.
 ///
 /// # Errors
 /// When it has to be built and can't be.
 pub fn uml_tree(cache: &Cache) -> Result<PathBuf> {
-    let root = BuildRoot::trixie(cache)?;
-    let key = Key::of("uml kernel 1").text(UML_CONFIG).text(&root.directory.to_string_lossy());
+    let root = BuildRoot::bookworm(cache)?;
+    let sources = BuildRoot::trixie(cache)?.directory.join("srv/sources");
+    let key = Key::of("uml kernel 2")
+        .text(UML_CONFIG)
+        .text(&root.directory.to_string_lossy())
+        .text(&sources.to_string_lossy());
     cache.entry("uml-kernel", key, |place, log| {
         fs::write(place.join("uml.config"), UML_CONFIG)?;
         root.run(
-            &[(place, UML)],
+            &[(place, UML), (&sources, SOURCE)],
             "cd /mnt/uml
-             dpkg-deb --fsys-tarfile /srv/sources/linux-source.deb > package.tar
+             dpkg-deb --fsys-tarfile /mnt/source/linux-source.deb > package.tar
              tar -xOf package.tar --wildcards '*/linux-source-*.tar.xz' | tar -xJ
              rm package.tar
              mv linux-source-* source
@@ -186,18 +191,9 @@ pub fn uml_tree(cache: &Cache) -> Result<PathBuf> {
              rm -rf source/Documentation source/drivers source/sound source/fs source/net
              find build -name '*.o' -not -path 'build/scripts/*' -delete
              find build -name '*.a' -delete
-             rm -f build/vmlinux
+             rm -f build/vmlinux build/vmlinux.unstripped
              test -x build/linux",
             log,
         )
     })
-}
-
-/// The release string of the UML kernel in `tree`.
-///
-/// # Errors
-/// When the tree is not whole.
-pub fn uml_version(tree: &Path) -> Result<String> {
-    let file = tree.join("build/include/config/kernel.release");
-    output_of(Command::new("cat").arg(file)).map(|text| text.trim().to_owned())
 }

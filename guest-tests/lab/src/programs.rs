@@ -2,13 +2,12 @@
 //! What the checkout itself holds and the lab builds: the daemon, the guest's agent and verifier
 //! (by cargo), the kernel module and the provider (in build roots), QEMU (by its script).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Key, list_files};
 use crate::command::{output_of, run_logged};
 use crate::kernels::{self, Release};
 use crate::progress;
@@ -135,7 +134,7 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<PathBuf> {
             let key = Key::of("module 1").text(&tree.to_string_lossy());
             uml = Some(tree);
             let arguments = format!("ARCH=um KDIR={UML}/build");
-            ("module-uml".to_owned(), BuildRoot::trixie(cache)?, arguments, key)
+            ("module-uml".to_owned(), BuildRoot::bookworm(cache)?, arguments, key)
         }
     };
     for folder in ["kernel", "include"] {
@@ -160,7 +159,7 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<PathBuf> {
     Ok(place.join("virtio_rdma.ko"))
 }
 
-/// The directory with the provider: `libvirtio_rdma-rdmavNN.so` and `virtio_rdma.driver`.
+/// The directory with the provider, laid out under it as it is to be installed.
 ///
 /// # Errors
 /// When it doesn't compile.
@@ -176,27 +175,25 @@ pub fn provider(cache: &Cache) -> Result<PathBuf> {
             "mkdir {WORK}/driver
              cp -r {SOURCE}/provider {SOURCE}/include {WORK}/driver/
              RDMA_CORE_TARBALL=/srv/sources/rdma-core.orig.tar.gz \
-                 bash {WORK}/driver/provider/build.sh {WORK}
+                 sh {WORK}/driver/provider/build.sh {WORK}
              rm -r {WORK}/driver"
         );
         root.run(&[(place, WORK), (&driver, SOURCE)], &script, log)
     })
 }
 
-/// The files of the provider in `place`, with where a guest wants each.
+/// The files of the provider in `place`, with where a guest wants each (no leading slash).
 ///
 /// # Errors
 /// When the directory can't be read.
 pub fn provider_files(place: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(place)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.ends_with(".so") {
-            files.push((path, format!("usr/lib/x86_64-linux-gnu/libibverbs/{name}")));
-        } else if name.ends_with(".driver") {
-            files.push((path, format!("etc/libibverbs.d/{name}")));
-        }
-    }
-    Ok(files)
+    list_files(place, &mut files)?;
+    Ok(files
+        .into_iter()
+        .map(|file| {
+            let inside = file.strip_prefix(place).unwrap_or(&file).to_string_lossy().into_owned();
+            (file, inside)
+        })
+        .collect())
 }

@@ -15,7 +15,7 @@ use crate::host;
 pub const WORK: &str = "/mnt/work";
 /// Where a build root sees the sources of a build.
 pub const SOURCE: &str = "/mnt/source";
-/// Where the trixie root sees the UML kernel's tree.
+/// Where the bookworm root sees the UML kernel's tree.
 pub const UML: &str = "/mnt/uml";
 
 /// A Debian tree that builds are run in.
@@ -37,8 +37,7 @@ struct Recipe {
 const TRIXIE: Recipe = Recipe {
     name: "build-root-trixie",
     suite: "trixie",
-    packages: "gcc,make,libc6-dev,dpkg-dev,libibverbs-dev,flex,bison,bc,libelf-dev,libssl-dev,\
-               xz-utils,python3-minimal,kmod,pkg-config",
+    packages: "gcc,make,libc6-dev,dpkg-dev,libibverbs-dev,python3-minimal,kmod",
     sources: &[("deb", "trixie"), ("deb", "trixie-backports"), ("deb-src", "trixie")],
     hook: include_str!("../recipes/trixie.sh"),
 };
@@ -46,7 +45,7 @@ const TRIXIE: Recipe = Recipe {
 const BOOKWORM: Recipe = Recipe {
     name: "build-root-bookworm",
     suite: "bookworm",
-    packages: "gcc,make,libc6-dev,kmod",
+    packages: "gcc,make,libc6-dev,flex,bison,bc,libelf-dev,libssl-dev,xz-utils,kmod",
     sources: &[("deb", "bookworm")],
     hook: include_str!("../recipes/bookworm.sh"),
 };
@@ -60,7 +59,8 @@ impl BuildRoot {
         make(cache, &TRIXIE)
     }
 
-    /// The root with kernel headers 6.1.
+    /// The root with kernel headers 6.1, and the C library that the host has: the UML kernel is
+    /// built here, because it runs on the host.
     ///
     /// # Errors
     /// When it has to be made and can't be.
