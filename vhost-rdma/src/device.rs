@@ -420,18 +420,20 @@ impl Device {
 
     /// When it returns, nothing touches the VM's memory, not even for a peer. May sleep.
     fn close_gate(&self, cx: &MaySleep) {
-        if !self.gate.open.swap(false, Ordering::AcqRel) {
+        // A command in progress ends first; one that begins later sees the gate.
+        let control = lock(&self.control);
+        if !self.gate.is_open() {
             return;
         }
-        // A command, or an event being written, ends first; one that begins later sees the gate.
-        let control = lock(&self.control);
-        self.events.finish();
-        rcu::synchronize(cx);
+        // The HCA first: a completion that found the gate closed would be lost.
         if let Some(session) = &control.session
             && let Err(e) = session.context.suspend(cx)
         {
             log::warn!("{}: {e}", self.name());
         }
+        self.gate.open.store(false, Ordering::Release);
+        self.events.finish();
+        rcu::synchronize(cx);
     }
 
     /// A front end that resumes rings of which this daemon knows nothing: the driver must begin anew.
