@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The QP's state machine (IBA 10.3.1) and which attributes each transition needs and takes
-//! (IBA 11.2.4.2), as one table. What is not in the table does not exist.
+//! (IBA 11.2.4.2), as one table. What is not in the table does not exist. Two things differ from what
+//! the kernel accepts: RC and XRC QPs can't be asked to leave SQE, where they never are, and RoCE has
+//! no alternate paths (`Qp::modify` answers `Unsupported`).
 
 use crate::attr::QpAttrMask;
 use crate::error::{Error, Result};
@@ -70,7 +72,7 @@ const TABLE: &[Row] = &[
 
     row(&[Reset], Init, CONNECTED, PKEY | PORT | ACCESS, NONE),
     row(&[Reset], Init, &[Ud], PKEY | PORT | QKEY, NONE),
-    row(&[Reset], Init, &[Gsi], PKEY | QKEY, PORT),
+    row(&[Reset], Init, &[Gsi], PKEY | QKEY, NONE),
 
     row(&[Init], Init, CONNECTED, NONE, PKEY | PORT | ACCESS),
     row(&[Init], Init, &[Ud], NONE, PKEY | PORT | QKEY),
