@@ -88,12 +88,18 @@ impl Life {
         Ok(())
     }
 
-    /// Closes without waiting, for objects whose verbs never sleep. Never sleeps.
-    pub(crate) fn close_now(&self) -> Result<(), NotClosed> {
-        self.word
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |w| (w == 0).then_some(CLOSED))
-            .map(|_| ())
-            .map_err(|w| if w & CLOSED != 0 { NotClosed::Closed } else { NotClosed::Used })
+    /// As `leave`, for objects whose verbs never sleep: whether it was the last one to leave an object
+    /// that is closed, and so has to end it.
+    pub(crate) fn leave_as_last(&self) -> bool {
+        let before = self.word.fetch_sub(1, Ordering::AcqRel);
+        before & CLOSED != 0 && before & INSIDE == 1
+    }
+
+    /// Closes without waiting, for objects whose verbs never sleep and which nothing depends on. Answers
+    /// whether nobody was inside, so that the caller has to end it. `None` if it was closed before.
+    pub(crate) fn close_now(&self) -> Option<bool> {
+        let before = self.word.fetch_or(CLOSED, Ordering::AcqRel);
+        (before & CLOSED == 0).then_some(before & INSIDE == 0)
     }
 
     /// Opens again what could not be destroyed.

@@ -83,7 +83,10 @@ impl DeviceShared {
                 log::error!("{}: destroying a leaked {}: {error}", self.name, object.base().kind);
             }
             object.quiesce(cx);
-            names.push((object.base().client.clone(), object.base().kind));
+            // What a consumer has ended since the device was shut is not left behind.
+            if object.base().life.is_open() {
+                names.push((object.base().client.clone(), object.base().kind));
+            }
         }
         names
     }
@@ -215,16 +218,18 @@ pub(crate) fn destroy(cx: &MaySleep, object: &dyn Object) -> Result<()> {
         NotClosed::Used => Error::Busy(base.kind),
         NotClosed::Closed => Error::Gone,
     })?;
-    // On a device that has gone there is nothing to end but the handle. Else it doesn't go before the
-    // object is off its list, or `reclaim` would end it again.
+    // On a device that has gone there is nothing to end but the handle: the object stays on the list,
+    // and `reclaim` ends it in the driver. Else the device can't go before it is off the list.
     let verb = base.device.verb(cx);
     if verb.is_ok() {
         // Verbs that never sleep, and saw the object open, are out after this.
         rcu::synchronize(cx);
         object.driver_destroy(cx).inspect_err(|_| base.life.reopen())?;
+        object.quiesce(cx);
+        lock(&base.device.objects).remove(&base.id);
+    } else {
+        object.quiesce(cx);
     }
-    object.quiesce(cx);
-    lock(&base.device.objects).remove(&base.id);
     object.release_uses();
     Ok(())
 }

@@ -409,6 +409,32 @@ fn an_object_closes_only_without_dependents_and_with_no_verb_inside() {
 }
 
 #[test]
+fn an_object_that_nobody_can_wait_for_is_ended_once_by_the_last_one_out() {
+    // The pattern of address handles.
+    model(|| {
+        let life = Arc::new(Life::new());
+        let ended = Arc::new(AtomicUsize::new(0));
+        let user = {
+            let (life, ended) = (life.clone(), ended.clone());
+            thread::spawn(move || {
+                if life.enter() {
+                    assert_eq!(ended.load(Ordering::Relaxed), 0, "used after its end");
+                    if life.leave_as_last() {
+                        ended.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            })
+        };
+        if life.close_now() == Some(true) {
+            ended.fetch_add(1, Ordering::Relaxed);
+        }
+        assert_eq!(life.close_now(), None);
+        user.join().unwrap();
+        assert_eq!(ended.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
 fn a_verb_that_never_sleeps_is_out_before_the_object_is_destroyed() {
     // The pattern of every fast verb: guard, look, use; against close, synchronize, destroy.
     model(|| {

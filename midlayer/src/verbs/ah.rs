@@ -37,51 +37,81 @@ impl Ah {
         }
     }
 
-    fn fast(&self) -> Result<rcu::Guard> {
-        let guard = rcu::enter();
-        if self.life.is_open() && !self.pd.base().device.is_gone() {
-            Ok(guard)
-        } else {
-            Err(Error::Gone)
+    /// A verb goes in.
+    fn enter(&self) -> Result<Inside<'_>> {
+        if !self.life.enter() {
+            return Err(Error::Gone);
         }
+        let inside = Inside { ah: self, _guard: rcu::enter() };
+        if self.pd.base().device.is_gone() { Err(Error::Gone) } else { Ok(inside) }
     }
 
     /// Changes the path, for WRs posted from now on. Never sleeps.
     pub fn modify(&self, attr: &AhAttr) -> Result<()> {
-        let _guard = self.fast()?;
+        let _inside = self.enter()?;
         check_path(&self.pd.base().device, attr)?;
         self.driver.modify(attr)
     }
 
     /// The path. Never sleeps.
     pub fn query(&self) -> Result<AhAttr> {
-        let _guard = self.fast()?;
+        let _inside = self.enter()?;
         self.driver.query()
     }
 
-    /// A destination for `SendWr::ud`: a QP at the end of the path. Never sleeps.
+    /// A destination for `SendWr::ud`: a QP at the end of the path. Never sleeps. To be used before the
+    /// AH is destroyed.
     ///
     /// # Errors
     /// `Gone` if it has ended.
     pub fn dest(&self, qpn: Qpn, qkey: u32) -> Result<UdDest<'_>> {
-        let _guard = self.fast()?;
+        let _inside = self.enter()?;
         Ok(UdDest { ah: &*self.driver, qpn, qkey })
     }
 
-    /// Ends the AH; datagrams posted already may still use the path. Never sleeps.
+    /// Ends the AH; datagrams posted already may still use the path. Never sleeps: a verb that is
+    /// inside on another thread ends it in the driver when it leaves.
     ///
     /// # Errors
     /// `Gone` if it has ended before.
     pub fn destroy(&self) -> Result<()> {
-        self.life.close_now().map_err(|_| Error::Gone)?;
-        let guard = rcu::enter();
+        match self.life.close_now() {
+            None => Err(Error::Gone),
+            Some(false) => Ok(()),
+            Some(true) => self.finish().inspect_err(|_| self.life.reopen()),
+        }
+    }
+
+    /// Ends it in the driver, when nobody is inside and nobody will be.
+    fn finish(&self) -> Result<()> {
+        let _guard = rcu::enter();
         // On a device that has gone there is nothing to end but the handle.
         if !self.pd.base().device.is_gone() {
-            self.driver.destroy().inspect_err(|_| self.life.reopen())?;
+            self.driver.destroy()?;
         }
-        drop(guard);
         self.pd.base().life.drop_dependent();
         Ok(())
+    }
+
+    /// The PD stays busy, and the leak will be named.
+    fn complain(&self, error: Error) {
+        log::error!("{}: destroy_ah: {error}", self.pd.base().device.name);
+    }
+}
+
+/// A verb is inside.
+struct Inside<'a> {
+    ah: &'a Ah,
+    _guard: rcu::Guard,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        if self.ah.life.leave_as_last()
+            && let Err(error) = self.ah.finish()
+        {
+            self.ah.complain(error);
+        }
     }
 }
 
@@ -89,10 +119,7 @@ impl Drop for Ah {
     fn drop(&mut self) {
         match self.destroy() {
             Ok(()) | Err(Error::Gone) => {}
-            Err(error) => {
-                // The PD stays busy, and the leak will be named.
-                log::error!("{}: destroy_ah: {error}", self.pd.base().device.name);
-            }
+            Err(error) => self.complain(error),
         }
     }
 }

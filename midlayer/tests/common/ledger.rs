@@ -102,8 +102,6 @@ impl Probe {
         match self.inside.fetch_add(DESTROYED, Ordering::SeqCst) {
             0 => {}
             n if n >= DESTROYED => self.ledger.broke(format!("{:?} destroyed twice", self.kind)),
-            // Address handles and their users never sleep, so nobody can wait there.
-            _ if self.kind == Kind::Ah => {}
             _ => self.ledger.broke(format!("{:?} destroyed while in use", self.kind)),
         }
         self.ledger.live[self.kind as usize].fetch_sub(1, Ordering::SeqCst);
@@ -115,7 +113,7 @@ struct Call<'a>(&'a Probe);
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if self.0.inside.fetch_sub(1, Ordering::SeqCst) > DESTROYED && self.0.kind != Kind::Ah {
+        if self.0.inside.fetch_sub(1, Ordering::SeqCst) > DESTROYED {
             self.0.ledger.broke(format!("{:?} destroyed during a call", self.0.kind));
         }
     }
