@@ -362,6 +362,74 @@ abi_structs! {
         pub reserved: [u8; 3],
     }
 
+    /// SET_AH_TABLE: where the driver keeps its address handles. Once after INIT.
+    pub struct SetAhTableRequest {
+        /// Entries: 1 to `max_ah`.
+        pub entries: Le32,
+        /// Zero.
+        pub reserved: Le32,
+        /// The table, an `AhEntry` each; zeroed.
+        pub pages: PageList,
+    }
+
+    /// One address handle. The driver fills it in, `flags` last; user space can't write it.
+    pub struct AhEntry {
+        /// `AH_VALID`, or 0.
+        pub flags: Le32,
+        /// The PD; a QP of another one may not use the handle.
+        pub pdn: Le32,
+        /// The path.
+        pub av: AddressVector,
+        /// Zero.
+        pub reserved: [u8; 16],
+    }
+
+    /// CREATE_SRQ.
+    pub struct CreateSrqRequest {
+        /// The PD.
+        pub pdn: Le32,
+        /// UAR in which pending work is shown while the device asks for it.
+        pub uarn: Le32,
+        /// Bit in that UAR: nothing else may use it.
+        pub slot: Le32,
+        /// Slots of the ring: a power of two, up to `max_srq_wr`.
+        pub entries: Le32,
+        /// Bytes from the start of the buffer to the ring: a multiple of 64, at least 64.
+        pub offset: Le32,
+        /// Most SGEs of a WQE; they fit in the stride.
+        pub max_sge: Le32,
+        /// Event when fewer WQEs than this are left; 0 for none.
+        pub limit: Le32,
+        /// A WQE takes `2^n` bytes.
+        pub stride_shift: u8,
+        /// `QP_FLAG_KERNEL`, or 0.
+        pub flags: u8,
+        /// Zero.
+        pub reserved: Le16,
+        /// The buffer: `SrqDeviceLine` first; zeroed.
+        pub pages: PageList,
+    }
+
+    /// MODIFY_SRQ: arms the limit.
+    pub struct ModifySrqRequest {
+        /// The SRQ.
+        pub srqn: Le32,
+        /// Event when fewer WQEs than this are left; 0 for none.
+        pub limit: Le32,
+    }
+
+    /// Answer to QUERY_SRQ.
+    pub struct SrqAttr {
+        /// Slots of the ring.
+        pub entries: Le32,
+        /// Most SGEs of a WQE.
+        pub max_sge: Le32,
+        /// The limit that is armed; 0 for none.
+        pub limit: Le32,
+        /// Zero.
+        pub reserved: Le32,
+    }
+
     /// The attributes of a QP (IBA 11.2.4.2). Which ones count says a mask of `QP_ATTR_*`.
     pub struct QpAttr {
         /// `QP_STATE_*`.
@@ -454,6 +522,16 @@ abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of e
     CMD_QUERY_QP = 0x0062;
     /// `NumberRequest`, no answer.
     CMD_DESTROY_QP = 0x0063;
+    /// `CreateSrqRequest`, `NumberAnswer`.
+    CMD_CREATE_SRQ = 0x0070;
+    /// `ModifySrqRequest`, no answer.
+    CMD_MODIFY_SRQ = 0x0071;
+    /// `NumberRequest`, `SrqAttr`.
+    CMD_QUERY_SRQ = 0x0072;
+    /// `NumberRequest`, no answer.
+    CMD_DESTROY_SRQ = 0x0073;
+    /// `SetAhTableRequest`, no answer.
+    CMD_SET_AH_TABLE = 0x0080;
 }
 
 abi_consts! { STATUS_CONSTS, "Status of a command", u32;
@@ -488,8 +566,17 @@ abi_consts! { STATUS_CONSTS, "Status of a command", u32;
 }
 
 abi_consts! { CAP_CONSTS, "Capabilities, agreed in INIT", u64;
-    /// Reserved for the first addition to this version.
-    CAP_NONE = 0;
+    /// QPs of type UC.
+    CAP_UC = 1;
+    /// QPs of type UD and GSI, and the table of address handles.
+    CAP_UD = 2;
+    /// Shared receive queues.
+    CAP_SRQ = 4;
+}
+
+abi_consts! { AH_CONSTS, "Flags of an `AhEntry`", u32;
+    /// The entry is in use.
+    AH_VALID = 1;
 }
 
 abi_consts! { DEVICE_CAP_CONSTS, "Flags in `DeviceAttr::device_caps`", u64;

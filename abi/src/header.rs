@@ -15,6 +15,7 @@ const CONSTS: &[ConstDesc] = &[
     control::COMMAND_CONSTS,
     control::STATUS_CONSTS,
     control::CAP_CONSTS,
+    control::AH_CONSTS,
     control::DEVICE_CAP_CONSTS,
     control::ACCESS_CONSTS,
     control::QP_TYPE_CONSTS,

@@ -122,6 +122,17 @@ abi_structs! {
         pub reserved: [u8; 56],
     }
 
+    /// First line of an SRQ's buffer: written by the device only. Its WQEs are receive WQEs; one is
+    /// free as soon as the device has taken it.
+    pub struct SrqDeviceLine {
+        /// Mode word (`MODE_*`).
+        pub mode: Le32,
+        /// Free-running count of the WQEs taken.
+        pub consumer: Le32,
+        /// Zero.
+        pub reserved: [u8; 56],
+    }
+
     /// First line of a QP's buffer: written by the device only. The rings lie behind it, where the
     /// driver said at CREATE_QP.
     pub struct QpDeviceLine {

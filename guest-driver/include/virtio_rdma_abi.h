@@ -72,6 +72,16 @@
 #define VIRTIO_RDMA_CMD_QUERY_QP 0x62u
 /* `NumberRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_DESTROY_QP 0x63u
+/* `CreateSrqRequest`, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_CREATE_SRQ 0x70u
+/* `ModifySrqRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_MODIFY_SRQ 0x71u
+/* `NumberRequest`, `SrqAttr`. */
+#define VIRTIO_RDMA_CMD_QUERY_SRQ 0x72u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DESTROY_SRQ 0x73u
+/* `SetAhTableRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_SET_AH_TABLE 0x80u
 
 /* Status of a command. */
 /* Done. */
@@ -104,8 +114,16 @@
 #define VIRTIO_RDMA_STATUS_DEVICE_ERROR 0xdu
 
 /* Capabilities, agreed in INIT. */
-/* Reserved for the first addition to this version. */
-#define VIRTIO_RDMA_CAP_NONE 0
+/* QPs of type UC. */
+#define VIRTIO_RDMA_CAP_UC 1
+/* QPs of type UD and GSI, and the table of address handles. */
+#define VIRTIO_RDMA_CAP_UD 2
+/* Shared receive queues. */
+#define VIRTIO_RDMA_CAP_SRQ 4
+
+/* Flags of an `AhEntry`. */
+/* The entry is in use. */
+#define VIRTIO_RDMA_AH_VALID 1
 
 /* Flags in `DeviceAttr::device_caps`. */
 /* The responder of an RC QP sends RNR NAKs. */
@@ -933,6 +951,103 @@ static_assert(offsetof(struct virtio_rdma_address_vector, static_rate) == 35, "o
 static_assert(offsetof(struct virtio_rdma_address_vector, port) == 36, "offset of virtio_rdma_address_vector.port");
 static_assert(offsetof(struct virtio_rdma_address_vector, reserved) == 37, "offset of virtio_rdma_address_vector.reserved");
 
+/* SET_AH_TABLE: where the driver keeps its address handles. Once after INIT. */
+struct virtio_rdma_set_ah_table_request {
+	/* Entries: 1 to `max_ah`. */
+	__le32 entries;
+	/* Zero. */
+	__le32 reserved;
+	/* The table, an `AhEntry` each; zeroed. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_set_ah_table_request) == 24, "size of virtio_rdma_set_ah_table_request");
+static_assert(offsetof(struct virtio_rdma_set_ah_table_request, entries) == 0, "offset of virtio_rdma_set_ah_table_request.entries");
+static_assert(offsetof(struct virtio_rdma_set_ah_table_request, reserved) == 4, "offset of virtio_rdma_set_ah_table_request.reserved");
+static_assert(offsetof(struct virtio_rdma_set_ah_table_request, pages) == 8, "offset of virtio_rdma_set_ah_table_request.pages");
+
+/* One address handle. The driver fills it in, `flags` last; user space can't write it. */
+struct virtio_rdma_ah_entry {
+	/* `AH_VALID`, or 0. */
+	__le32 flags;
+	/* The PD; a QP of another one may not use the handle. */
+	__le32 pdn;
+	/* The path. */
+	struct virtio_rdma_address_vector av;
+	/* Zero. */
+	__u8 reserved[16];
+};
+static_assert(sizeof(struct virtio_rdma_ah_entry) == 64, "size of virtio_rdma_ah_entry");
+static_assert(offsetof(struct virtio_rdma_ah_entry, flags) == 0, "offset of virtio_rdma_ah_entry.flags");
+static_assert(offsetof(struct virtio_rdma_ah_entry, pdn) == 4, "offset of virtio_rdma_ah_entry.pdn");
+static_assert(offsetof(struct virtio_rdma_ah_entry, av) == 8, "offset of virtio_rdma_ah_entry.av");
+static_assert(offsetof(struct virtio_rdma_ah_entry, reserved) == 48, "offset of virtio_rdma_ah_entry.reserved");
+
+/* CREATE_SRQ. */
+struct virtio_rdma_create_srq_request {
+	/* The PD. */
+	__le32 pdn;
+	/* UAR in which pending work is shown while the device asks for it. */
+	__le32 uarn;
+	/* Bit in that UAR: nothing else may use it. */
+	__le32 slot;
+	/* Slots of the ring: a power of two, up to `max_srq_wr`. */
+	__le32 entries;
+	/* Bytes from the start of the buffer to the ring: a multiple of 64, at least 64. */
+	__le32 offset;
+	/* Most SGEs of a WQE; they fit in the stride. */
+	__le32 max_sge;
+	/* Event when fewer WQEs than this are left; 0 for none. */
+	__le32 limit;
+	/* A WQE takes `2^n` bytes. */
+	__u8 stride_shift;
+	/* `QP_FLAG_KERNEL`, or 0. */
+	__u8 flags;
+	/* Zero. */
+	__le16 reserved;
+	/* The buffer: `SrqDeviceLine` first; zeroed. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_create_srq_request) == 48, "size of virtio_rdma_create_srq_request");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, pdn) == 0, "offset of virtio_rdma_create_srq_request.pdn");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, uarn) == 4, "offset of virtio_rdma_create_srq_request.uarn");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, slot) == 8, "offset of virtio_rdma_create_srq_request.slot");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, entries) == 12, "offset of virtio_rdma_create_srq_request.entries");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, offset) == 16, "offset of virtio_rdma_create_srq_request.offset");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, max_sge) == 20, "offset of virtio_rdma_create_srq_request.max_sge");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, limit) == 24, "offset of virtio_rdma_create_srq_request.limit");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, stride_shift) == 28, "offset of virtio_rdma_create_srq_request.stride_shift");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, flags) == 29, "offset of virtio_rdma_create_srq_request.flags");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, reserved) == 30, "offset of virtio_rdma_create_srq_request.reserved");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, pages) == 32, "offset of virtio_rdma_create_srq_request.pages");
+
+/* MODIFY_SRQ: arms the limit. */
+struct virtio_rdma_modify_srq_request {
+	/* The SRQ. */
+	__le32 srqn;
+	/* Event when fewer WQEs than this are left; 0 for none. */
+	__le32 limit;
+};
+static_assert(sizeof(struct virtio_rdma_modify_srq_request) == 8, "size of virtio_rdma_modify_srq_request");
+static_assert(offsetof(struct virtio_rdma_modify_srq_request, srqn) == 0, "offset of virtio_rdma_modify_srq_request.srqn");
+static_assert(offsetof(struct virtio_rdma_modify_srq_request, limit) == 4, "offset of virtio_rdma_modify_srq_request.limit");
+
+/* Answer to QUERY_SRQ. */
+struct virtio_rdma_srq_attr {
+	/* Slots of the ring. */
+	__le32 entries;
+	/* Most SGEs of a WQE. */
+	__le32 max_sge;
+	/* The limit that is armed; 0 for none. */
+	__le32 limit;
+	/* Zero. */
+	__le32 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_srq_attr) == 16, "size of virtio_rdma_srq_attr");
+static_assert(offsetof(struct virtio_rdma_srq_attr, entries) == 0, "offset of virtio_rdma_srq_attr.entries");
+static_assert(offsetof(struct virtio_rdma_srq_attr, max_sge) == 4, "offset of virtio_rdma_srq_attr.max_sge");
+static_assert(offsetof(struct virtio_rdma_srq_attr, limit) == 8, "offset of virtio_rdma_srq_attr.limit");
+static_assert(offsetof(struct virtio_rdma_srq_attr, reserved) == 12, "offset of virtio_rdma_srq_attr.reserved");
+
 /* The attributes of a QP (IBA 11.2.4.2). Which ones count says a mask of `QP_ATTR_*`. */
 struct virtio_rdma_qp_attr {
 	/* `QP_STATE_*`. */
@@ -1205,6 +1320,23 @@ static_assert(sizeof(struct virtio_rdma_cq_device_line) == 64, "size of virtio_r
 static_assert(offsetof(struct virtio_rdma_cq_device_line, fired) == 0, "offset of virtio_rdma_cq_device_line.fired");
 static_assert(offsetof(struct virtio_rdma_cq_device_line, state) == 4, "offset of virtio_rdma_cq_device_line.state");
 static_assert(offsetof(struct virtio_rdma_cq_device_line, reserved) == 8, "offset of virtio_rdma_cq_device_line.reserved");
+
+/*
+ * First line of an SRQ's buffer: written by the device only. Its WQEs are receive WQEs; one is
+ * free as soon as the device has taken it.
+ */
+struct virtio_rdma_srq_device_line {
+	/* Mode word (`MODE_*`). */
+	__le32 mode;
+	/* Free-running count of the WQEs taken. */
+	__le32 consumer;
+	/* Zero. */
+	__u8 reserved[56];
+};
+static_assert(sizeof(struct virtio_rdma_srq_device_line) == 64, "size of virtio_rdma_srq_device_line");
+static_assert(offsetof(struct virtio_rdma_srq_device_line, mode) == 0, "offset of virtio_rdma_srq_device_line.mode");
+static_assert(offsetof(struct virtio_rdma_srq_device_line, consumer) == 4, "offset of virtio_rdma_srq_device_line.consumer");
+static_assert(offsetof(struct virtio_rdma_srq_device_line, reserved) == 8, "offset of virtio_rdma_srq_device_line.reserved");
 
 /*
  * First line of a QP's buffer: written by the device only. The rings lie behind it, where the
