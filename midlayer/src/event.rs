@@ -2,7 +2,7 @@
 //! Asynchronous events on their way from drivers to consumers (`ib_dispatch_event`): posted from any
 //! context, delivered in order, later and elsewhere.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::context::MaySleep;
@@ -49,9 +49,43 @@ pub(crate) struct DeviceEnd {
     gone: AtomicBool,
 }
 
+/// Events that can be on their way without an allocation.
+const SLOTS: usize = 256;
+
+/// What a posted event is: whose, and which.
+type Posted = (Option<Arc<ContextEnd>>, AsyncEvent);
+
+/// A task for one event at a time; made beforehand, since `dispatch_event` may be called anywhere.
+struct Slot {
+    taken: AtomicBool,
+    /// Never contended: whoever has taken the slot writes it, the task reads it.
+    posted: Mutex<Option<Posted>>,
+    task: Arc<Task>,
+}
+
+impl Slot {
+    fn take(&self) -> bool {
+        let free = || {
+            self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        };
+        if !free() {
+            return false;
+        }
+        // The task that gave it back may not have ended yet; to schedule it now would put the event
+        // behind later ones.
+        if !self.task.is_idle() {
+            self.taken.store(false, Ordering::Release);
+            return false;
+        }
+        true
+    }
+}
+
 /// The events of one device.
 pub(crate) struct Events {
     queue: Arc<RunQueue>,
+    slots: Vec<Slot>,
+    next_slot: AtomicU64,
     posted: AtomicU64,
     delivered: AtomicU64,
     contexts: Mutex<Vec<Arc<ContextEnd>>>,
@@ -60,26 +94,61 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn new(queue: Arc<RunQueue>) -> Arc<Self> {
-        Arc::new(Self {
-            queue,
-            posted: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            contexts: Mutex::new(Vec::new()),
-            handlers: Mutex::new(Vec::new()),
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let slot = |n| {
+                let this = this.clone();
+                let deliver = move |_| {
+                    if let Some(this) = this.upgrade() {
+                        this.deliver_slot(n);
+                    }
+                };
+                Slot {
+                    taken: AtomicBool::new(false),
+                    posted: Mutex::new(None),
+                    task: Task::new(queue.clone(), Box::new(deliver)),
+                }
+            };
+            Self {
+                slots: (0..SLOTS).map(slot).collect(),
+                queue,
+                next_slot: AtomicU64::new(0),
+                posted: AtomicU64::new(0),
+                delivered: AtomicU64::new(0),
+                contexts: Mutex::new(Vec::new()),
+                handlers: Mutex::new(Vec::new()),
+            }
         })
     }
 
-    /// Never sleeps, takes no lock; allocates, as the kernel does (GFP_ATOMIC).
+    /// Never sleeps, takes no lock that others take; allocates only when `SLOTS` events are on their
+    /// way already.
     fn post(self: &Arc<Self>, from: Option<Arc<ContextEnd>>, event: AsyncEvent) {
         self.posted.fetch_add(1, Ordering::AcqRel);
+        for _ in 0..SLOTS {
+            let n = self.next_slot.fetch_add(1, Ordering::Relaxed) as usize % SLOTS;
+            let slot = &self.slots[n];
+            if slot.take() {
+                *lock(&slot.posted) = Some((from, event));
+                // Each event is a task of its own: the queue keeps them in order.
+                return slot.task.schedule(false);
+            }
+        }
         let this = self.clone();
         let deliver = move |_| {
-            // Counted also when a handler panics, or `flush` would wait for ever.
             let _done = Delivered(&this);
             this.deliver(from.as_deref(), event);
         };
-        // Each event is a task of its own that runs once: the queue keeps them in order.
         Task::new(self.queue.clone(), Box::new(deliver)).schedule(false);
+    }
+
+    fn deliver_slot(&self, n: usize) {
+        let slot = &self.slots[n];
+        let posted = lock(&slot.posted).take();
+        slot.taken.store(false, Ordering::Release);
+        let Some((from, event)) = posted else { return };
+        // Counted also when a handler panics, or `flush` would wait for ever.
+        let _done = Delivered(self);
+        self.deliver(from.as_deref(), event);
     }
 
     fn deliver(&self, from: Option<&ContextEnd>, event: AsyncEvent) {

@@ -49,6 +49,11 @@ impl Task {
         }
     }
 
+    /// Neither queued nor running. For one that nobody else schedules.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Acquire) == 0
+    }
+
     /// Runs the handler once. The caller took the task out of its queue.
     fn run(self: Arc<Self>) {
         // `kill` waits for this guard: after it no handler runs.

@@ -81,7 +81,8 @@ pub trait AhDriver: Any + Send + Sync {
     /// The path. Never sleeps.
     fn query(&self) -> Result<AhAttr>;
 
-    /// Ends the AH. Datagrams already posted may still use the path. Never sleeps.
+    /// Ends the AH. Datagrams already posted may still use the path. Never sleeps. Not called for an AH
+    /// that is left when its device goes: that one is dropped.
     fn destroy(&self) -> Result<()>;
 }
 
