@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::SegQueue;
 use vhost_user_backend::VringT;
-use virtio_queue::QueueOwnedT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use virtio_rdma_abi::event::{AsyncEvent, CompEvent};
 use vm_memory::{Bytes, GuestAddressSpace};
 use zerocopy::IntoBytes;
@@ -43,8 +43,13 @@ fn put(InQueue { vring, memory }: &InQueue, bytes: &[u8]) -> bool {
     let memory = memory.memory();
     let head = {
         let mut state = vring.get_mut();
-        let Ok(mut chains) = state.get_queue_mut().iter(memory.clone()) else { return false };
-        let Some(mut chain) = chains.next() else { return false };
+        let queue = state.get_queue_mut();
+        let mut next = queue.iter(memory.clone()).ok().and_then(|mut chains| chains.next());
+        // A driver that goes by event indices tells of new buffers only if it was asked to.
+        if next.is_none() && queue.enable_notification(memory.deref()).unwrap_or(false) {
+            next = queue.iter(memory.clone()).ok().and_then(|mut chains| chains.next());
+        }
+        let Some(mut chain) = next else { return false };
         let head = chain.head_index();
         let room = chain.find(|d| d.is_write_only() && d.len() as usize >= bytes.len());
         // A buffer that is too small or not writable is returned empty: the driver sees it.
