@@ -3,6 +3,7 @@
 //! only file, beside `vring.rs` and `connection.rs`, that knows vhost-user.
 
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdma_midlayer::rcu;
@@ -42,12 +43,25 @@ pub struct Backend {
     /// The channel for requests of our own. Nothing is sent yet, but it stays open: User-Mode Linux
     /// takes its end for the end of the device.
     requests: Mutex<Option<RequestChannel>>,
+    /// What the crate's thread waits for to end.
+    exit: Mutex<Option<RawFd>>,
 }
 
 impl Backend {
     /// The back end of a new connection; `memory` is what its virtqueues lie in.
     pub fn new(device: Arc<Device>, memory: Memory) -> Self {
-        Self { device, memory, requests: Mutex::default() }
+        Self { device, memory, requests: Mutex::default(), exit: Mutex::default() }
+    }
+
+    /// Closes what `exit_event` opened: the crate gives up its ownership and never closes it, which
+    /// would cost a descriptor a connection. To be called once the crate's thread has ended.
+    pub fn close_exit_event(&self) {
+        let exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(fd) = exit {
+            // SAFETY: `exit_event` opened it; the crate took it over (`into_raw_fd`), and of its two
+            // users the event loop has ended and its epoll descriptor is closed.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
     }
 
     /// Commands, until there are none. The crate's thread.
@@ -195,9 +209,12 @@ impl VhostUserBackend for Backend {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
+        let event = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
             .map_err(|e| log::error!("{}: no exit event: {e}", self.device.name()))
-            .ok()
+            .ok()?;
+        let mut exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        *exit = Some(event.0.as_raw_fd());
+        Some(event)
     }
 
     fn handle_event(

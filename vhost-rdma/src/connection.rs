@@ -82,7 +82,11 @@ fn serve(cx: &MaySleep, mut listener: Listener, device: &Arc<Device>, shared: &S
         let backend = Arc::new(Backend::new(device.clone(), memory.clone()));
         let hooks: Arc<dyn RingHooks> = device.clone();
         let (made, vrings) = vring::with_hooks(hooks, || {
-            VhostUserDaemon::new(format!("front-{}", device.name()), backend, memory.clone())
+            VhostUserDaemon::new(
+                format!("front-{}", device.name()),
+                backend.clone(),
+                memory.clone(),
+            )
         });
         device.set_vrings(&vrings, &memory);
         let mut daemon = match made {
@@ -94,6 +98,8 @@ fn serve(cx: &MaySleep, mut listener: Listener, device: &Arc<Device>, shared: &S
                 log::error!("{}: {e}", device.name());
                 std::thread::sleep(std::time::Duration::from_millis(100));
             }
+            drop(daemon);
+            backend.close_exit_event();
             continue;
         }
         *shared.serving.lock().unwrap_or_else(PoisonError::into_inner) = daemon.shutdown_handle();
@@ -105,6 +111,7 @@ fn serve(cx: &MaySleep, mut listener: Listener, device: &Arc<Device>, shared: &S
         shared.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
         device.disconnected(cx);
         drop(daemon);
+        backend.close_exit_event();
         match end {
             Ok(()) => log::info!("{}: the front end has left", device.name()),
             Err(e) => log::info!("{}: the front end has left: {e}", device.name()),
