@@ -22,6 +22,8 @@ use crate::worker::Worker;
 pub struct PdObject {
     /// The midlayer's handle.
     pub pd: Arc<Pd>,
+    /// It has had a key to all memory: QPs of processes are not for it.
+    pub kernel_only: bool,
 }
 
 /// A memory region.
@@ -50,6 +52,8 @@ pub struct QpObject {
     pub uar: Arc<Uar>,
     /// See `uar`.
     pub slot: u32,
+    /// Its PD, if it is a process's QP: that PD gets no key to all memory.
+    pub process_pdn: Option<u32>,
 }
 
 /// Everything that a driver has made.

@@ -106,6 +106,10 @@ impl Call<'_> {
         if request.gid_type != abi::GID_TYPE_ROCE_V2 {
             return Err(UNSUPPORTED);
         }
+        // An IPv6 multicast address is nobody's own.
+        if request.gid[0] == 0xff {
+            return Err(INVALID);
+        }
         let vlan = request.vlan.get();
         let entry = GidEntry {
             gid: Gid(request.gid),

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use rdma_midlayer::types::Access;
-use rdma_midlayer::verbs::CqSpec;
+use rdma_midlayer::verbs::{CqSpec, Mr};
 use virtio_rdma_abi::control as abi;
 
-use super::{Answer, Call, INVALID, NO_OBJECT, NO_RESOURCES, bytes, number_answer};
+use super::{Answer, Call, INVALID, NO_OBJECT, NO_RESOURCES, NOT_PERMITTED, bytes, number_answer};
 use crate::cq::CqPath;
 use crate::device::limits;
 use crate::ring::cq::CqRing;
@@ -19,7 +19,7 @@ impl Call<'_> {
         let session = self.session()?;
         let pd = session.context.alloc_pd(cx)?;
         let number = session.new_pdn();
-        session.pds.insert(number, PdObject { pd });
+        session.pds.insert(number, PdObject { pd, kernel_only: false });
         number_answer(number)
     }
 
@@ -34,6 +34,7 @@ impl Call<'_> {
 
     pub(super) fn reg_mr(mut self) -> Answer {
         let request: abi::RegMrRequest = self.request()?;
+        let access = access(request.access.get())?;
         let (cx, memory) = (self.cx, self.device.memory());
         let session = self.session()?;
         let pd = &session.pds.get(&request.pdn.get()).ok_or(NO_OBJECT)?.pd;
@@ -52,29 +53,26 @@ impl Call<'_> {
             request.length.get(),
         )?;
         let regions = Some(memory.regions_of(&user));
-        let mr = pd.reg_mr(cx, user, Access(request.access.get()))?;
-        let answer = abi::MrAnswer {
-            mrn: session.new_mrn().into(),
-            lkey: mr.lkey().0.into(),
-            rkey: mr.rkey().0.into(),
-            reserved: 0.into(),
-        };
+        let mr = pd.reg_mr(cx, user, access)?;
+        let answer = mr_answer(session.new_mrn(), &mr, access);
         session.mrs.insert(answer.mrn.get(), MrObject { mr, regions, pages });
         Ok(bytes(&answer))
     }
 
     pub(super) fn get_dma_mr(mut self) -> Answer {
         let request: abi::GetDmaMrRequest = self.request()?;
+        let access = access(request.access.get())?;
         let (cx, memory) = (self.cx, self.device.memory());
         let session = self.session()?;
-        let pd = &session.pds.get(&request.pdn.get()).ok_or(NO_OBJECT)?.pd;
-        let mr = pd.reg_mr(cx, memory.all().ok_or(INVALID)?, Access(request.access.get()))?;
-        let answer = abi::MrAnswer {
-            mrn: session.new_mrn().into(),
-            lkey: mr.lkey().0.into(),
-            rkey: mr.rkey().0.into(),
-            reserved: 0.into(),
-        };
+        let pdn = request.pdn.get();
+        let object = session.pds.get_mut(&pdn).ok_or(NO_OBJECT)?;
+        if session.qps.values().any(|qp| qp.process_pdn == Some(pdn)) {
+            return Err(NOT_PERMITTED);
+        }
+        object.kernel_only = true;
+        let pd = &object.pd;
+        let mr = pd.reg_mr(cx, memory.all().ok_or(INVALID)?, access)?;
+        let answer = mr_answer(session.new_mrn(), &mr, access);
         session.mrs.insert(answer.mrn.get(), MrObject { mr, regions: None, pages: 0 });
         Ok(bytes(&answer))
     }
@@ -141,6 +139,28 @@ impl Call<'_> {
         session.door.gate.counters().retire_cq(&object.path);
         session.cqs.remove(&number);
         Ok(Vec::new())
+    }
+}
+
+/// Rights that the interface knows.
+fn access(bits: u32) -> Result<Access, super::Status> {
+    let known = abi::ACCESS_LOCAL_WRITE
+        | abi::ACCESS_REMOTE_WRITE
+        | abi::ACCESS_REMOTE_READ
+        | abi::ACCESS_REMOTE_ATOMIC
+        | abi::ACCESS_MW_BIND
+        | abi::ACCESS_ZERO_BASED
+        | abi::ACCESS_RELAXED_ORDERING;
+    (bits & !known == 0).then_some(Access(bits)).ok_or(INVALID)
+}
+
+/// An MR without remote rights has no remote key.
+fn mr_answer(number: u32, mr: &Mr, access: Access) -> abi::MrAnswer {
+    abi::MrAnswer {
+        mrn: number.into(),
+        lkey: mr.lkey().0.into(),
+        rkey: if access.is_remote() { mr.rkey().0 } else { 0 }.into(),
+        reserved: 0.into(),
     }
 }
 

@@ -53,6 +53,7 @@ type Answer = Result<Vec<u8>, Status>;
 const INVALID: Status = Status(abi::STATUS_INVALID);
 const NO_OBJECT: Status = Status(abi::STATUS_NO_OBJECT);
 const NO_RESOURCES: Status = Status(abi::STATUS_NO_RESOURCES);
+const NOT_PERMITTED: Status = Status(abi::STATUS_NOT_PERMITTED);
 const BUSY: Status = Status(abi::STATUS_BUSY);
 const UNSUPPORTED: Status = Status(abi::STATUS_UNSUPPORTED);
 

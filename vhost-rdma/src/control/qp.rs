@@ -11,14 +11,16 @@ use virtio_rdma_abi::control as abi;
 use virtio_rdma_abi::ring::{QP_RINGS_OFFSET, Sge, WQE_RECV_DATA, WQE_SEND_DATA};
 
 use super::memory::page_bytes;
-use super::{Answer, BUSY, Call, INVALID, NO_OBJECT, NO_RESOURCES, Status, UNSUPPORTED};
+use super::{
+    Answer, BUSY, Call, INVALID, NO_OBJECT, NO_RESOURCES, NOT_PERMITTED, Status, UNSUPPORTED,
+};
 use super::{bytes, number_answer};
 use crate::device::limits;
 use crate::qp::{QpPath, QpRings};
 use crate::ring::Geometry;
 use crate::ring::recv::RecvRing;
 use crate::ring::send::SendRing;
-use crate::session::QpObject;
+use crate::session::{PdObject, QpObject};
 
 const NO_VLAN: u16 = 0xffff;
 const SGE_BYTES: u32 = size_of::<Sge>() as u32;
@@ -29,7 +31,9 @@ impl Call<'_> {
         let (cx, device) = (self.cx, self.device);
         let memory = device.memory();
         let session = self.session()?;
-        let pd = session.pds.get(&r.pdn.get()).ok_or(NO_OBJECT)?.pd.clone();
+        let PdObject { pd, kernel_only } = session.pds.get(&r.pdn.get()).ok_or(NO_OBJECT)?;
+        let (pd, kernel_only) = (pd.clone(), *kernel_only);
+        let of_kernel = r.flags & abi::QP_FLAG_KERNEL != 0;
         let send_cq = session.cqs.get(&r.send_cqn.get()).ok_or(NO_OBJECT)?.cq.clone();
         let recv_cq = session.cqs.get(&r.recv_cqn.get()).ok_or(NO_OBJECT)?.cq.clone();
         let uar = session.uars.get(&r.uarn.get()).ok_or(NO_OBJECT)?.clone();
@@ -39,6 +43,9 @@ impl Call<'_> {
         let qp_type = QpType::from_code(r.qp_type).ok_or(INVALID)?;
         if r.flags & !(abi::QP_FLAG_KERNEL | abi::QP_FLAG_SIGNAL_ALL) != 0 {
             return Err(INVALID);
+        }
+        if kernel_only && !of_kernel {
+            return Err(NOT_PERMITTED);
         }
         if session.qps.len() >= limits::MAX_QP as usize {
             return Err(NO_RESOURCES);
@@ -77,7 +84,7 @@ impl Call<'_> {
                     max_inline: r.max_inline.get(),
                 },
                 signal_all: r.flags & abi::QP_FLAG_SIGNAL_ALL != 0,
-                privileged: r.flags & abi::QP_FLAG_KERNEL != 0,
+                privileged: of_kernel,
                 poller,
                 recv_source: Some(rings.clone()),
                 send_ready: Some(rings.clone()),
@@ -94,7 +101,8 @@ impl Call<'_> {
             let _ = path.qp().destroy(cx);
             return Err(BUSY);
         }
-        session.qps.insert(qpn, QpObject { path, uar, slot });
+        let process_pdn = (!of_kernel).then_some(r.pdn.get());
+        session.qps.insert(qpn, QpObject { path, uar, slot, process_pdn });
         number_answer(qpn)
     }
 
