@@ -98,6 +98,8 @@ pub struct QpBuffer {
     /// The page list's tables.
     pub tables: PageTables,
     uar: Uar,
+    /// The slot that was taken for it, whatever the request says by now.
+    slot: u32,
 }
 
 /// A driver that has done INIT. Cheap to clone; commands may come from several threads.
@@ -133,7 +135,27 @@ impl Driver {
         };
         let init = queues.control().command(CMD_INIT, request.as_bytes())?;
         status_page.set_with_device(true);
-        Ok(Self(Arc::new(Inner {
+        Ok(Self::new(memory, queues, config, init, status_page))
+    }
+
+    /// A driver that has not done INIT: for tests of what a device answers to such a one.
+    pub(crate) fn without_init(
+        memory: Arc<GuestMemory>,
+        queues: Arc<Queues>,
+        config: Config,
+    ) -> Result<Self, Error> {
+        let status_page = memory.alloc_contiguous_in(0, PAGE)?;
+        Ok(Self::new(memory, queues, config, InitAnswer::default(), status_page))
+    }
+
+    fn new(
+        memory: Arc<GuestMemory>,
+        queues: Arc<Queues>,
+        config: Config,
+        init: InitAnswer,
+        status_page: Buffer,
+    ) -> Self {
+        Self(Arc::new(Inner {
             memory,
             queues,
             config,
@@ -142,7 +164,7 @@ impl Driver {
             qps: Arc::new(QpTable::new()),
             own_uar: Mutex::new(None),
             gid: Mutex::new(GidEntry { index: 0, gid: [0; 16], mac: [0; 6] }),
-        })))
+        }))
     }
 
     /// The guest's memory.
@@ -420,15 +442,18 @@ impl Driver {
             max_inline: options.max_inline.into(),
             pages: tables.list,
         };
-        Ok(QpBuffer { request, buffer, tables, uar })
+        Ok(QpBuffer { request, buffer, tables, uar, slot })
     }
 
     /// CREATE_QP as prepared.
     pub fn create_qp_from(&self, prepared: QpBuffer) -> Result<Qp, CommandError> {
-        let QpBuffer { request, buffer, uar, .. } = prepared;
+        let QpBuffer { request, buffer, uar, slot: taken, .. } = prepared;
         let slot = request.slot.get();
         let answer: Result<NumberAnswer, _> = self.command(CMD_CREATE_QP, request.as_bytes());
-        let answer = answer.inspect_err(|_| uar.free_slot(slot))?;
+        if answer.is_err() || slot != taken {
+            uar.free_slot(taken);
+        }
+        let answer = answer?;
         let qpn = answer.number.get();
         self.0.qps.start(qpn).ok_or(CommandError::Malformed("a QPN of more than 24 bits"))?;
         let send = WorkRing::new(

@@ -136,6 +136,11 @@ impl Vm {
         Driver::init(Arc::clone(&self.memory), self.queues(), self.config()?)
     }
 
+    /// A driver that has not done INIT: for tests of what a device answers to such a one.
+    pub fn driver_without_init(&self) -> Result<Driver, Error> {
+        Driver::without_init(Arc::clone(&self.memory), self.queues(), self.config()?)
+    }
+
     /// The GID and MAC that `driver` adds.
     pub fn gid(&self) -> GidEntry {
         self.gid

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Whole-device tests: the real daemon in this process, VMs that are native front ends. One binary,
+//! so that the daemon is linked once.
+
+mod bad_commands;
+mod bad_memory;
+mod bad_work;
+mod commands;
+mod completions;
+mod connections;
+mod harness;
+mod init;
+mod lifecycle;
+mod scribble;
+mod transfers;
