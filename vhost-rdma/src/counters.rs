@@ -8,6 +8,7 @@ use virtio_rdma_abi::control::Counters as Answer;
 
 use crate::cq::CqPath;
 use crate::qp::QpPath;
+use crate::srq::SrqPath;
 
 /// Counts of rare things, and of objects that are gone.
 #[derive(Default)]
@@ -41,6 +42,11 @@ impl Counters {
         }
     }
 
+    /// Keeps the counts of an SRQ that goes.
+    pub fn retire_srq(&self, srq: &SrqPath) {
+        self.recv_wqes.fetch_add(srq.taken(), Ordering::Relaxed);
+    }
+
     /// Keeps the counts of a CQ that goes.
     pub fn retire_cq(&self, cq: &CqPath) {
         let counts = cq.ring().counts();
@@ -54,10 +60,12 @@ impl Counters {
         &self,
         qps: impl Iterator<Item = &'a QpPath>,
         cqs: impl Iterator<Item = &'a CqPath>,
+        srqs: impl Iterator<Item = &'a SrqPath>,
     ) -> Answer {
         let living = Counters::default();
         qps.for_each(|qp| living.retire_qp(qp));
         cqs.for_each(|cq| living.retire_cq(cq));
+        srqs.for_each(|srq| living.retire_srq(srq));
         let sum = |of: fn(&Counters) -> &AtomicU64| {
             let n = of(self).load(Ordering::Relaxed) + of(&living).load(Ordering::Relaxed);
             n.into()

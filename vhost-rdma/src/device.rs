@@ -38,6 +38,8 @@ pub mod limits {
     pub const MAX_QP_WR: u32 = 16_384;
     /// Slots of a completion queue.
     pub const MAX_CQE: u32 = 1 << 22;
+    /// Entries of the table of address handles.
+    pub const MAX_AH: u32 = 65_536;
     /// SGEs of a WQE.
     pub const MAX_SGE: u32 = rdma_midlayer::work::MAX_SGE as u32;
     /// How many pages all MRs may list, for each page of guest memory.
@@ -220,7 +222,7 @@ impl Device {
         let control = lock(&self.control);
         let counters = match &control.session {
             Some(session) => session.counters(),
-            None => self.gate.counters().answer([].into_iter(), [].into_iter()),
+            None => self.gate.counters().answer([].into_iter(), [].into_iter(), [].into_iter()),
         };
         format!("{}: {counters:?}", self.name())
     }
@@ -289,7 +291,13 @@ impl Device {
         self.raise(kind, number);
     }
 
-    fn raise(&self, kind: u32, number: u32) {
+    /// A reference that does not keep the device.
+    pub fn weak(&self) -> Weak<Self> {
+        self.me.clone()
+    }
+
+    /// Tells the driver of an asynchronous event (`EVENT_*`).
+    pub fn raise(&self, kind: u32, number: u32) {
         let generation = lock(&self.hca).generation;
         self.events.raise(AsyncEvent {
             event: kind.into(),

@@ -16,15 +16,24 @@ use virtio_rdma_abi::doorbell::{UAR_BITMAP_OFFSET, UarHeader, VectorStatus};
 use crate::device::Gate;
 use crate::doorbell::{self, Machine, Word64};
 use crate::qp::QpPath;
+use crate::srq::SrqPath;
 use crate::worker::{self, Worker};
 
 const SUMMARY: u64 = offset_of!(UarHeader, summary) as u64;
 const STATUS_BYTES: u64 = size_of::<VectorStatus>() as u64;
 
+/// Who rings with a slot of a UAR.
+pub enum Slot {
+    /// A QP, for both of its queues.
+    Qp(Arc<QpPath>),
+    /// An SRQ.
+    Srq(Arc<SrqPath>),
+}
+
 /// A user access region.
 pub struct Uar {
     memory: UserMemory,
-    slots: rcu::Table<QpPath>,
+    slots: rcu::Table<Slot>,
 }
 
 impl Uar {
@@ -34,8 +43,13 @@ impl Uar {
         Self { memory, slots: rcu::Table::new(slots as usize) }
     }
 
-    /// The QPs by slot.
-    pub fn slots(&self) -> &rcu::Table<QpPath> {
+    /// Slots that the region has.
+    pub fn num_slots(&self) -> u64 {
+        (self.memory.len() - u64::from(UAR_BITMAP_OFFSET)) * 8
+    }
+
+    /// Who rings, by slot.
+    pub fn slots(&self) -> &rcu::Table<Slot> {
         &self.slots
     }
 
@@ -55,8 +69,10 @@ impl Uar {
         };
         doorbell::take_pending(summary, word, |slot| {
             let guard = rcu::enter();
-            if let Some(qp) = self.slots.get(slot as usize, &guard) {
-                qp.rang();
+            match self.slots.get(slot as usize, &guard) {
+                Some(Slot::Qp(qp)) => qp.rang(),
+                Some(Slot::Srq(srq)) => srq.rang(),
+                None => {}
             }
         });
     }

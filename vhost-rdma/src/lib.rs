@@ -8,6 +8,7 @@
 //! `door`s by the protocol of `doorbell`, takes turns with each `qp`, which reads and writes `ring`s,
 //! and tells the driver through `events`.
 
+pub mod ah;
 pub mod backend;
 pub mod connection;
 pub mod control;
@@ -24,6 +25,7 @@ pub mod qp;
 pub mod ring;
 pub mod session;
 mod sigbus;
+pub mod srq;
 pub mod vring;
 pub mod worker;
 

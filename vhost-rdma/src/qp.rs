@@ -7,10 +7,12 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use rdma_midlayer::driver::{MalformedWqe, RecvSource, SendReady, Taken};
 use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::types::{Qpn, RKey};
 use rdma_midlayer::verbs::Qp;
 use rdma_midlayer::work::{RecvWqe, SendData, SendWr};
 use rdma_midlayer::{Error, Result};
 
+use crate::ah::AhCache;
 use crate::device::Gate;
 use crate::doorbell::{self, Machine};
 use crate::ring::recv::RecvRing;
@@ -46,6 +48,8 @@ pub struct QpRings {
     recv_doorbell: AtomicBool,
     empty_takes: AtomicU64,
     path: OnceLock<Weak<QpPath>>,
+    /// Of a QP that sends datagrams.
+    ahs: Option<AhCache>,
 }
 
 /// What a turn with a QP came to.
@@ -68,6 +72,7 @@ impl QpRings {
         gate: Arc<Gate>,
         home: Arc<Worker>,
         vector: u16,
+        ahs: Option<AhCache>,
     ) -> Arc<Self> {
         Arc::new(Self {
             memory,
@@ -82,6 +87,7 @@ impl QpRings {
             recv_doorbell: AtomicBool::new(false),
             empty_takes: AtomicU64::new(0),
             path: OnceLock::new(),
+            ahs,
         })
     }
 
@@ -118,6 +124,11 @@ impl QpPath {
         let path = Arc::new(Self { rings, qp });
         let _ = path.rings.path.set(Arc::downgrade(&path));
         path
+    }
+
+    /// Forgets address handles, which would keep the PD.
+    pub fn forget_ahs(&self) {
+        self.rings.ahs.iter().for_each(AhCache::clear);
     }
 
     /// The midlayer's handle.
@@ -196,7 +207,7 @@ impl QpPath {
             let (posted, bytes) = match ring.peek(buffer) {
                 None if done == 0 => return Turn::Idle,
                 None => return Turn::Worked,
-                Some(Ok(wr)) => (post(qp, &wr), length(&wr)),
+                Some(Ok(wr)) => (self.post(&wr), length(&wr)),
                 Some(Err(malformed)) => (post_malformed(qp, malformed, &self.rings.gate), 0),
             };
             match posted {
@@ -206,7 +217,7 @@ impl QpPath {
                 Err(Error::QueueFull) => {
                     self.rings.active.store(false, Ordering::SeqCst);
                     let again = match ring.peek(buffer) {
-                        Some(Ok(wr)) => post(qp, &wr).map(|()| length(&wr)),
+                        Some(Ok(wr)) => self.post(&wr).map(|()| length(&wr)),
                         Some(Err(malformed)) => {
                             post_malformed(qp, malformed, &self.rings.gate).map(|()| 0)
                         }
@@ -223,6 +234,35 @@ impl QpPath {
             }
         }
         Turn::Worked
+    }
+
+    fn post(&self, wr: &SendWr<'_>) -> Result<()> {
+        let posted = match &self.rings.ahs {
+            None => self.qp.post_send(wr),
+            Some(ahs) => self.post_datagram(ahs, wr),
+        };
+        match posted {
+            // What the HCA refuses to take is the driver's fault: it becomes a completion.
+            Err(
+                Error::Invalid(_)
+                | Error::Unsupported(_)
+                | Error::NotPermitted(_)
+                | Error::Limit(_),
+            ) => {
+                let malformed = MalformedWqe { wr_id: wr.wr_id, ticket: wr.ticket };
+                post_malformed(&self.qp, malformed, &self.rings.gate)
+            }
+            other => other,
+        }
+    }
+
+    /// A datagram's WQE has the address handle, the peer and its Q_Key where others have the remote
+    /// address and key.
+    fn post_datagram(&self, ahs: &AhCache, wr: &SendWr<'_>) -> Result<()> {
+        let (index, qpn) = (wr.remote_addr as u32, (wr.remote_addr >> 32) as u32);
+        let ah = ahs.get(index).ok_or(Error::Invalid("address handle"))?;
+        let ud = Some(ah.dest(Qpn(qpn), wr.rkey.0)?);
+        self.qp.post_send(&SendWr { remote_addr: 0, rkey: RKey(0), ud, ..*wr })
     }
 
     fn leave(&self) -> Turn {
@@ -252,16 +292,6 @@ impl QpPath {
         {
             doorbell::poll(word, self.rings.vector);
         }
-    }
-}
-
-fn post(qp: &Qp, wr: &SendWr<'_>) -> Result<()> {
-    match qp.post_send(wr) {
-        // What the HCA refuses to take is the driver's fault: it becomes a completion.
-        Err(
-            Error::Invalid(_) | Error::Unsupported(_) | Error::NotPermitted(_) | Error::Limit(_),
-        ) => qp.post_malformed_send(MalformedWqe { wr_id: wr.wr_id, ticket: wr.ticket }),
-        other => other,
     }
 }
 

@@ -11,11 +11,14 @@ use rdma_midlayer::types::QpState;
 use rdma_midlayer::verbs::{Context, Cq, Mr, Pd, Qp};
 use rdma_midlayer::{MaySleep, rcu};
 
+use crate::ah::AhTable;
+use crate::control::{self, Status};
 use crate::cq::CqPath;
 use crate::door::{Door, Uar};
 use crate::mapping::Identity;
 use crate::memory::GuestMemory;
 use crate::qp::QpPath;
+use crate::srq::SrqPath;
 use crate::worker::Worker;
 
 /// A protection domain.
@@ -42,6 +45,20 @@ pub struct CqObject {
     pub cq: Arc<Cq>,
     /// Its data path.
     pub path: Arc<CqPath>,
+}
+
+/// A shared receive queue.
+pub struct SrqObject {
+    /// Its data path, with the midlayer's handle.
+    pub path: Arc<SrqPath>,
+    /// Slots of its ring.
+    pub entries: u32,
+    /// Most SGEs of a WQE.
+    pub max_sge: u32,
+    /// The UAR in which its pending bit is, and the bit.
+    pub uar: Arc<Uar>,
+    /// See `uar`.
+    pub slot: u32,
 }
 
 /// A queue pair.
@@ -74,6 +91,10 @@ pub struct Session {
     pub cqs: HashMap<u32, CqObject>,
     /// QPs by number.
     pub qps: HashMap<u32, QpObject>,
+    /// SRQs by number.
+    pub srqs: HashMap<u32, SrqObject>,
+    /// The driver's address handles, once it has given the table.
+    pub ahs: Option<AhTable>,
     next_number: u32,
 }
 
@@ -90,16 +111,19 @@ impl Session {
             mrs: HashMap::new(),
             cqs: HashMap::new(),
             qps: HashMap::new(),
+            srqs: HashMap::new(),
+            ahs: None,
             next_number: 1,
         }
     }
 
     /// The counters, with those of the living objects.
     pub fn counters(&self) -> virtio_rdma_abi::control::Counters {
-        self.door
-            .gate
-            .counters()
-            .answer(self.qps.values().map(|qp| &*qp.path), self.cqs.values().map(|cq| &*cq.path))
+        self.door.gate.counters().answer(
+            self.qps.values().map(|qp| &*qp.path),
+            self.cqs.values().map(|cq| &*cq.path),
+            self.srqs.values().map(|srq| &*srq.path),
+        )
     }
 
     /// A number that is free in the given map.
@@ -153,6 +177,30 @@ impl Session {
         self.qps.values().for_each(|qp| qp.path.attend());
     }
 
+    /// A UAR and a slot of it that nobody rings with.
+    pub fn free_slot(&self, uarn: u32, slot: u32) -> Result<(Arc<Uar>, u32), Status> {
+        let uar = self.uars.get(&uarn).ok_or(control::NO_OBJECT)?;
+        if u64::from(slot) >= uar.num_slots() {
+            return Err(control::INVALID);
+        }
+        if uar.slots().get(slot as usize, &rcu::enter()).is_some() {
+            return Err(control::BUSY);
+        }
+        Ok((uar.clone(), slot))
+    }
+
+    /// Ends an SRQ; it stays if QPs use it. May sleep.
+    pub fn end_srq(&mut self, cx: &MaySleep, srqn: u32) -> Option<rdma_midlayer::Result<()>> {
+        let object = self.srqs.get(&srqn)?;
+        if let Err(e) = object.path.srq().destroy(cx) {
+            return Some(Err(e));
+        }
+        object.uar.slots().remove(cx, object.slot as usize);
+        self.door.gate.counters().retire_srq(&object.path);
+        self.srqs.remove(&srqn);
+        Some(Ok(()))
+    }
+
     /// Ends a QP: when it returns, nothing of the device touches its rings. May sleep.
     pub fn end_qp(&mut self, cx: &MaySleep, qpn: u32) -> Option<rdma_midlayer::Result<()>> {
         let object = self.qps.remove(&qpn)?;
@@ -160,7 +208,9 @@ impl Session {
         object.uar.slots().remove(cx, object.slot as usize);
         self.door.gate.counters().retire_qp(&object.path);
         let qp: &Qp = object.path.qp();
-        Some(qp.destroy(cx))
+        let result = qp.destroy(cx);
+        object.path.forget_ahs();
+        Some(result)
     }
 
     /// After a change of guest memory: objects that lie in memory which is gone lose it. MRs answer
@@ -197,6 +247,12 @@ impl Session {
                 log::warn!("QP {qpn}: {e}");
             }
         }
+        for (srqn, object) in &self.srqs {
+            if !memory.holds(&memory.regions_of(object.path.memory())) {
+                log::warn!("the ring of SRQ {srqn} was removed from the VM");
+                object.path.lose();
+            }
+        }
         let uars = self.uars.len();
         self.uars.retain(|_, uar| memory.holds(&memory.regions_of(uar.memory())));
         if self.uars.len() != uars {
@@ -219,6 +275,11 @@ impl Session {
         for qpn in self.qps.keys().copied().collect::<Vec<_>>() {
             if let Some(result) = self.end_qp(cx, qpn) {
                 log("QP", qpn, result);
+            }
+        }
+        for srqn in self.srqs.keys().copied().collect::<Vec<_>>() {
+            if let Some(result) = self.end_srq(cx, srqn) {
+                log("SRQ", srqn, result);
             }
         }
         for (cqn, object) in self.cqs.drain() {

@@ -9,13 +9,13 @@ use virtio_rdma_abi::config::{ABI_MAJOR, ABI_MINOR};
 use virtio_rdma_abi::control as abi;
 use virtio_rdma_abi::doorbell::{UAR_BITMAP_OFFSET, UAR_MAX_BYTES};
 
+use super::memory::page_bytes;
 use super::{Answer, BUSY, Call, INVALID, NO_OBJECT, NO_RESOURCES, Status, UNSUPPORTED};
 use super::{bytes, number_answer};
+use crate::ah::{AhTable, NO_VLAN};
 use crate::device::limits;
 use crate::door::{Door, Uar};
 use crate::session::Session;
-
-const NO_VLAN: u16 = 0xffff;
 
 impl Call<'_> {
     pub(super) fn init(self) -> Answer {
@@ -39,6 +39,7 @@ impl Call<'_> {
         let memory = self.device.memory();
         let status = memory.page(request.status_page.get())?;
         let context = self.device.alloc_context(self.cx, vectors as u16)?;
+        let capabilities = request.capabilities.get() & self.capabilities();
         let door = Door {
             gate: self.device.gate().clone(),
             status: Arc::new(status),
@@ -53,8 +54,35 @@ impl Call<'_> {
             abi_major: (ABI_MAJOR as u16).into(),
             abi_minor: (ABI_MINOR as u16).into(),
             max_slots: limits::MAX_SLOTS.into(),
-            capabilities: 0.into(),
+            capabilities: capabilities.into(),
         }))
+    }
+
+    /// What the HCA has beyond RC.
+    fn capabilities(&self) -> u64 {
+        let Some(hca) = self.device.hca() else { return 0 };
+        let Ok(attr) = hca.query_device(self.cx) else { return 0 };
+        let has = |there: bool, cap: u64| if there { cap } else { 0 };
+        has(attr.max_ah > 0, abi::CAP_UC | abi::CAP_UD) | has(attr.max_srq > 0, abi::CAP_SRQ)
+    }
+
+    pub(super) fn set_ah_table(mut self) -> Answer {
+        let request: abi::SetAhTableRequest = self.request()?;
+        let memory = self.device.memory();
+        let session = self.session()?;
+        let entries = request.entries.get();
+        if entries == 0 || entries > limits::MAX_AH {
+            return Err(INVALID);
+        }
+        if session.ahs.is_some() {
+            return Err(BUSY);
+        }
+        let table = memory.resolve(&request.pages, 0, 0, page_bytes(&request.pages)?)?;
+        if table.len() < u64::from(entries) * size_of::<abi::AhEntry>() as u64 {
+            return Err(INVALID);
+        }
+        session.ahs = Some(AhTable::new(table, entries));
+        Ok(Vec::new())
     }
 
     pub(super) fn create_uar(mut self) -> Answer {
@@ -71,11 +99,7 @@ impl Call<'_> {
             return Err(INVALID);
         }
         let slots = (length - u64::from(UAR_BITMAP_OFFSET)) * 8;
-        let all: u64 = session
-            .uars
-            .values()
-            .map(|uar| (uar.memory().len() - u64::from(UAR_BITMAP_OFFSET)) * 8)
-            .sum();
+        let all: u64 = session.uars.values().map(|uar| uar.num_slots()).sum();
         if all + slots > u64::from(limits::MAX_SLOTS) {
             return Err(NO_RESOURCES);
         }

@@ -6,6 +6,7 @@ mod init;
 mod memory;
 mod qp;
 mod query;
+mod srq;
 
 use rdma_midlayer::{Error, MaySleep};
 use virtio_rdma_abi::control::{self as abi, ControlHeader, ControlStatus};
@@ -50,11 +51,11 @@ impl From<PageListError> for Status {
 /// Answer of a command: its structure's bytes, or why not.
 type Answer = Result<Vec<u8>, Status>;
 
-const INVALID: Status = Status(abi::STATUS_INVALID);
-const NO_OBJECT: Status = Status(abi::STATUS_NO_OBJECT);
+pub(crate) const INVALID: Status = Status(abi::STATUS_INVALID);
+pub(crate) const NO_OBJECT: Status = Status(abi::STATUS_NO_OBJECT);
 const NO_RESOURCES: Status = Status(abi::STATUS_NO_RESOURCES);
 const NOT_PERMITTED: Status = Status(abi::STATUS_NOT_PERMITTED);
-const BUSY: Status = Status(abi::STATUS_BUSY);
+pub(crate) const BUSY: Status = Status(abi::STATUS_BUSY);
 const UNSUPPORTED: Status = Status(abi::STATUS_UNSUPPORTED);
 
 /// What the control virtqueue remembers between commands.
@@ -142,6 +143,11 @@ impl Call<'_> {
             abi::CMD_MODIFY_QP => self.modify_qp(),
             abi::CMD_QUERY_QP => self.query_qp(),
             abi::CMD_DESTROY_QP => self.destroy_qp(),
+            abi::CMD_CREATE_SRQ => self.create_srq(),
+            abi::CMD_MODIFY_SRQ => self.modify_srq(),
+            abi::CMD_QUERY_SRQ => self.query_srq(),
+            abi::CMD_DESTROY_SRQ => self.destroy_srq(),
+            abi::CMD_SET_AH_TABLE => self.set_ah_table(),
             _ => Err(Status(abi::STATUS_UNKNOWN_COMMAND)),
         }
     }
@@ -178,9 +184,12 @@ fn answer_bytes(command: u16) -> usize {
         abi::CMD_QUERY_COUNTERS => size_of::<abi::Counters>(),
         abi::CMD_REG_MR | abi::CMD_GET_DMA_MR => size_of::<abi::MrAnswer>(),
         abi::CMD_QUERY_QP => size_of::<abi::QpAttr>(),
-        abi::CMD_CREATE_UAR | abi::CMD_ALLOC_PD | abi::CMD_CREATE_CQ | abi::CMD_CREATE_QP => {
-            size_of::<abi::NumberAnswer>()
-        }
+        abi::CMD_QUERY_SRQ => size_of::<abi::SrqAttr>(),
+        abi::CMD_CREATE_UAR
+        | abi::CMD_ALLOC_PD
+        | abi::CMD_CREATE_CQ
+        | abi::CMD_CREATE_SRQ
+        | abi::CMD_CREATE_QP => size_of::<abi::NumberAnswer>(),
         _ => 0,
     }
 }

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use rdma_midlayer::attr::{AhAttr, QpAttr, QpAttrMask, QpCap};
+use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
+use rdma_midlayer::driver::RecvSource;
 use rdma_midlayer::rcu;
-use rdma_midlayer::types::{Access, Gid, Mtu, Psn, QpState, QpType, Qpn};
+use rdma_midlayer::types::{Access, Mtu, Psn, QpState, QpType, Qpn};
 use rdma_midlayer::verbs::QpSpec;
 use virtio_rdma_abi::control as abi;
 use virtio_rdma_abi::ring::{QP_RINGS_OFFSET, Sge, WQE_RECV_DATA, WQE_SEND_DATA};
@@ -15,14 +16,15 @@ use super::{
     Answer, BUSY, Call, INVALID, NO_OBJECT, NO_RESOURCES, NOT_PERMITTED, Status, UNSUPPORTED,
 };
 use super::{bytes, number_answer};
+use crate::ah::{self, AhCache, NO_VLAN};
 use crate::device::limits;
+use crate::door::Slot;
 use crate::qp::{QpPath, QpRings};
 use crate::ring::Geometry;
 use crate::ring::recv::RecvRing;
 use crate::ring::send::SendRing;
 use crate::session::{PdObject, QpObject};
 
-const NO_VLAN: u16 = 0xffff;
 const SGE_BYTES: u32 = size_of::<Sge>() as u32;
 
 impl Call<'_> {
@@ -33,30 +35,32 @@ impl Call<'_> {
         let session = self.session()?;
         let PdObject { pd, kernel_only } = session.pds.get(&r.pdn.get()).ok_or(NO_OBJECT)?;
         let (pd, kernel_only) = (pd.clone(), *kernel_only);
-        let of_kernel = r.flags & abi::QP_FLAG_KERNEL != 0;
         let send_cq = session.cqs.get(&r.send_cqn.get()).ok_or(NO_OBJECT)?.cq.clone();
         let recv_cq = session.cqs.get(&r.recv_cqn.get()).ok_or(NO_OBJECT)?.cq.clone();
-        let uar = session.uars.get(&r.uarn.get()).ok_or(NO_OBJECT)?.clone();
-        if r.srqn.get() != abi::NO_SRQ {
-            return Err(NO_OBJECT);
-        }
+        let (uar, slot) = session.free_slot(r.uarn.get(), r.slot.get())?;
+        let srq = match r.srqn.get() {
+            abi::NO_SRQ => None,
+            srqn => Some(session.srqs.get(&srqn).ok_or(NO_OBJECT)?.path.srq().clone()),
+        };
         let qp_type = QpType::from_code(r.qp_type).ok_or(INVALID)?;
-        if r.flags & !(abi::QP_FLAG_KERNEL | abi::QP_FLAG_SIGNAL_ALL) != 0 {
+        let privileged = r.flags & abi::QP_FLAG_KERNEL != 0;
+        if r.flags & !(abi::QP_FLAG_KERNEL | abi::QP_FLAG_SIGNAL_ALL) != 0
+            || (srq.is_some() && r.rq_entries.get() != 0)
+        {
             return Err(INVALID);
         }
-        if kernel_only && !of_kernel {
+        if (kernel_only || qp_type == QpType::Gsi) && !privileged {
             return Err(NOT_PERMITTED);
         }
         if session.qps.len() >= limits::MAX_QP as usize {
             return Err(NO_RESOURCES);
         }
-        let slot = r.slot.get();
-        if u64::from(slot) >= (uar.memory().len() - 64) * 8 {
-            return Err(INVALID);
-        }
-        if uar.slots().get(slot as usize, &rcu::enter()).is_some() {
-            return Err(BUSY);
-        }
+        let datagrams = matches!(qp_type, QpType::Ud | QpType::Gsi);
+        let ahs = match (&session.ahs, datagrams) {
+            (_, false) => None,
+            (Some(table), true) => Some(AhCache::new(table.clone(), pd.clone(), r.pdn.get())),
+            (None, true) => return Err(Status(abi::STATUS_BAD_STATE)),
+        };
         let buffer = Arc::new(memory.resolve(&r.pages, 0, 0, page_bytes(&r.pages)?)?);
         let (send, recv) = rings(&r, buffer.len())?;
         let vector = (slot % u32::from(session.vectors)) as u16;
@@ -71,6 +75,7 @@ impl Call<'_> {
             device.gate().clone(),
             home,
             vector,
+            ahs,
         );
         let qp = pd.create_qp(
             cx,
@@ -84,20 +89,20 @@ impl Call<'_> {
                     max_inline: r.max_inline.get(),
                 },
                 signal_all: r.flags & abi::QP_FLAG_SIGNAL_ALL != 0,
-                privileged: of_kernel,
+                privileged,
                 poller,
-                recv_source: Some(rings.clone()),
+                recv_source: srq.is_none().then(|| rings.clone() as Arc<dyn RecvSource>),
                 send_ready: Some(rings.clone()),
                 send_cq,
                 recv_cq,
-                srq: None,
+                srq,
                 xrcd: None,
             },
         )?;
         let qpn = qp.qpn().0;
         let path = QpPath::new(rings, qp);
         path.reset();
-        if uar.slots().insert(slot as usize, path.clone()).is_err() {
+        if uar.slots().insert(slot as usize, Arc::new(Slot::Qp(path.clone()))).is_err() {
             let _ = path.qp().destroy(cx);
             return Err(BUSY);
         }
@@ -199,7 +204,6 @@ fn from_abi(a: &abi::QpAttr, mask: QpAttrMask) -> Result<QpAttr, Status> {
     if mask.0 & (0x4000 | 0x4_0000 | 0x8_0000) != 0 {
         return Err(UNSUPPORTED);
     }
-    let vlan = a.av.vlan.get();
     Ok(QpAttr {
         state: state(a.qp_state, QpAttrMask::STATE)?,
         cur_state: state(a.cur_qp_state, QpAttrMask::CUR_STATE)?,
@@ -210,18 +214,7 @@ fn from_abi(a: &abi::QpAttr, mask: QpAttrMask) -> Result<QpAttr, Status> {
         sq_psn: Psn::new(a.sq_psn.get()),
         dest_qpn: Qpn(a.dest_qpn.get()),
         access: Access(a.access.get()),
-        ah: AhAttr {
-            dgid: Gid(a.av.dgid),
-            sgid_index: a.av.sgid_index.get(),
-            dmac: a.av.dmac,
-            vlan: (vlan != NO_VLAN).then_some(vlan),
-            flow_label: a.av.flow_label.get(),
-            hop_limit: a.av.hop_limit,
-            traffic_class: a.av.traffic_class,
-            sl: a.av.sl,
-            static_rate: a.av.static_rate,
-            port: a.av.port,
-        },
+        ah: ah::path(&a.av),
         pkey_index: a.pkey_index.get(),
         max_rd_atomic: a.max_rd_atomic,
         max_dest_rd_atomic: a.max_dest_rd_atomic,

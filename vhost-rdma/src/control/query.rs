@@ -38,6 +38,10 @@ impl Call<'_> {
             max_pd: a.max_pd.into(),
             max_qp_rd_atom: a.max_qp_rd_atom.into(),
             max_qp_init_rd_atom: a.max_qp_init_rd_atom.into(),
+            max_srq: a.max_srq.into(),
+            max_srq_wr: a.max_srq_wr.min(limits::MAX_QP_WR).into(),
+            max_srq_sge: a.max_srq_sge.into(),
+            max_ah: a.max_ah.min(limits::MAX_AH).into(),
             max_res_rd_atom: a.max_qp_rd_atom.saturating_mul(a.max_qp).into(),
             atomic_cap: a.atomic_cap.into(),
             max_uar: limits::MAX_UAR.into(),
@@ -71,7 +75,9 @@ impl Call<'_> {
     pub(super) fn query_counters(self) -> Answer {
         let answer = match self.session {
             Some(session) => session.counters(),
-            None => self.device.gate().counters().answer([].into_iter(), [].into_iter()),
+            None => {
+                self.device.gate().counters().answer([].into_iter(), [].into_iter(), [].into_iter())
+            }
         };
         Ok(bytes(&answer))
     }

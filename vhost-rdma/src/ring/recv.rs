@@ -42,6 +42,17 @@ impl RecvRing {
         self.ring.first_word(self.next.load(Ordering::Relaxed)).is_some()
     }
 
+    /// Whether at least `count` WQEs are there to be taken; the driver posts them in order.
+    pub fn has_posted(&self, count: u32) -> bool {
+        let last = self.next().wrapping_add(count).wrapping_sub(1);
+        self.ring.first_word(last).is_some()
+    }
+
+    /// Free-running count of the WQEs taken since the last reset.
+    pub fn next(&self) -> u32 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// Takes the next WQE out.
     ///
     /// # Errors
