@@ -106,7 +106,7 @@ impl Call<'_> {
             let _ = path.qp().destroy(cx);
             return Err(BUSY);
         }
-        let process_pdn = (!of_kernel).then_some(r.pdn.get());
+        let process_pdn = (!privileged).then_some(r.pdn.get());
         session.qps.insert(qpn, QpObject { path, uar, slot, process_pdn });
         number_answer(qpn)
     }
