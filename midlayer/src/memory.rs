@@ -150,6 +150,7 @@ impl UserMemory {
     }
 
     /// Whether `len` bytes at `addr` lie inside.
+    #[inline]
     pub fn contains(&self, addr: u64, len: u64) -> bool {
         let Some(at) = addr.checked_sub(self.start) else { return false };
         match at.checked_add(len) {
@@ -199,9 +200,30 @@ impl UserMemory {
         from_addr: u64,
         len: u64,
     ) -> Result<(), OutOfRange> {
-        if !from.contains(from_addr, len) {
+        if !from.contains(from_addr, len) || !self.contains(addr, len) {
             return Err(OutOfRange);
         }
+        if len == 0 {
+            return Ok(());
+        }
+        let (to, to_contiguous) = self.locate(addr - self.start);
+        let (source, contiguous) = from.locate(from_addr - from.start);
+        if len <= to_contiguous.min(contiguous) {
+            // SAFETY: `locate` gives addresses inside live mappings, and how much lies behind them.
+            unsafe { copy(to, source, len as usize) };
+            return Ok(());
+        }
+        self.copy_pieces(addr, from, from_addr, len)
+    }
+
+    /// `copy_from` where host pages part the range.
+    fn copy_pieces(
+        &self,
+        addr: u64,
+        from: &UserMemory,
+        from_addr: u64,
+        len: u64,
+    ) -> Result<(), OutOfRange> {
         let mut source = from_addr;
         self.pieces(addr, len, |to, piece| {
             let mut done = 0;
@@ -273,6 +295,7 @@ impl UserMemory {
     }
 
     /// Host address of an offset inside, and how many bytes from there are contiguous.
+    #[inline]
     fn locate(&self, at: u64) -> (*mut u8, u64) {
         let (base, skip, contiguous) = match &self.layout {
             Layout::Contiguous(base) => (*base, at, self.length - at),
@@ -382,13 +405,45 @@ impl Builder {
     }
 }
 
+/// Bytes up to which a call of memmove costs more than it saves.
+const SHORT: usize = 256;
+
+/// `copy` of some aligned words.
+///
+/// # Safety
+/// As for `copy`; `to` is aligned to 8 bytes, and there is a word at least.
+#[inline]
+unsafe fn copy_words(to: *mut u8, from: *const u8, words: usize) {
+    let (to, from) = (to.cast::<u64>(), from.cast::<u64>());
+    let last = words - 1;
+    // SAFETY: the caller's promise; `[u64; 2]` is moved as two aligned words.
+    unsafe {
+        let mut at = 0;
+        while at + 2 <= last {
+            let two = from.add(at).cast::<[u64; 2]>().read_unaligned();
+            to.add(at).cast::<[u64; 2]>().write(two);
+            at += 2;
+        }
+        if at < last {
+            to.add(at).write(from.add(at).read_unaligned());
+        }
+        let word = from.add(last).read_unaligned();
+        AtomicU64::from_ptr(to.add(last)).store(word, Ordering::Release);
+    }
+}
+
 /// Copies memory that others may be writing; the last (up to 8) bytes are stored last, with release.
 ///
 /// # Safety
 /// `len` bytes are readable at `from` and writable at `to`, and stay mapped during the call.
+#[inline]
 unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     if len == 0 {
         return;
+    }
+    if len <= SHORT && (to as usize | len) & 7 == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { copy_words(to, from, len / 8) };
     }
     // The tail: from the last 8-byte boundary of the destination on, so an aligned word is whole.
     let end = to as usize + len;
