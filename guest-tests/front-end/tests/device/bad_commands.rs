@@ -30,6 +30,11 @@ const COMMANDS: &[(u16, usize, usize)] = &[
     (CMD_MODIFY_QP, size_of::<ModifyQpRequest>(), 0),
     (CMD_QUERY_QP, size_of::<NumberRequest>(), size_of::<QpAttr>()),
     (CMD_DESTROY_QP, size_of::<NumberRequest>(), 0),
+    (CMD_CREATE_SRQ, size_of::<CreateSrqRequest>(), size_of::<NumberAnswer>()),
+    (CMD_MODIFY_SRQ, size_of::<ModifySrqRequest>(), 0),
+    (CMD_QUERY_SRQ, size_of::<NumberRequest>(), size_of::<SrqAttr>()),
+    (CMD_DESTROY_SRQ, size_of::<NumberRequest>(), 0),
+    (CMD_SET_AH_TABLE, size_of::<SetAhTableRequest>(), 0),
 ];
 
 fn status_of(answer: &[u8]) -> Option<Status> {
