@@ -206,6 +206,12 @@ impl GuestMemory {
         })
     }
 
+    /// Cuts the file of a region short, as only a hostile VMM would, if it is not sealed. Whoever
+    /// touches the memory behind the cut gets SIGBUS, this process too.
+    pub fn truncate_file(&self, region: usize, bytes: u64) -> Result<(), Error> {
+        self.region(region)?.file.set_len(bytes).map_err(Error::io("truncating guest memory"))
+    }
+
     /// A guest-physical address that lies in no region.
     pub fn unmapped_address(&self) -> u64 {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);

@@ -387,6 +387,42 @@ fn rings_whose_memory_is_unplugged_are_the_guest_s_loss_only() -> TestResult {
 }
 
 #[test]
+fn a_memory_file_that_is_cut_short_is_its_own_vm_s_loss() -> TestResult {
+    let daemon = TestDaemon::start(4)?;
+    let mut bystander = Bystander::new(&daemon, 2)?;
+    let mut options = impatient();
+    options.vm.sealed = false;
+    options.vm.memory = 32 << 20;
+    let sealed = Pair::new(&daemon, 0, &PairOptions::default())?;
+    sealed.a.vm.memory().truncate_file(1, 0).expect_err("sealed");
+    drop(sealed);
+    let mut pair = Pair::new(&daemon, 0, &options)?;
+    pair.ping()?;
+    // From here on nothing of B's is touched by this process.
+    pair.b.vm.memory().truncate_file(0, 0)?;
+    pair.b.vm.memory().truncate_file(1, 0)?;
+    // Its virtqueues are gone as well, and it kicks.
+    for ring in pair.b.vm.queues().rings() {
+        ring.kick();
+    }
+    let mut errors = 0;
+    for wr_id in 0..30 {
+        let sges = [pair.a.mr.sge(0, 4096)];
+        let wr = match wr_id % 3 {
+            0 => SendWr::write(wr_id, &sges, pair.b.mr.remote(4096 * wr_id)),
+            1 => SendWr::read(wr_id, &sges, pair.b.mr.remote(4096 * wr_id)),
+            _ => SendWr::send(wr_id, &sges),
+        };
+        pair.qa.post_send(&wr.signaled())?;
+        errors += u32::from(pair.a.send_cq.wait_one(LONG)?.status != WC_SUCCESS);
+        bystander.check()?;
+    }
+    assert!(errors > 0, "there is no memory to reach");
+    pair.b.vm.disconnect();
+    bystander.check()
+}
+
+#[test]
 fn nonsense_on_the_vhost_user_socket_ends_that_connection_only() -> TestResult {
     let daemon = TestDaemon::start(3)?;
     let mut bystander = Bystander::new(&daemon, 1)?;

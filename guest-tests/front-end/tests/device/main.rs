@@ -12,4 +12,5 @@ mod harness;
 mod init;
 mod lifecycle;
 mod scribble;
+mod stress;
 mod transfers;
