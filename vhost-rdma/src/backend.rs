@@ -22,7 +22,9 @@ use vmm_sys_util::event::{
 
 use crate::control::{self, MAX_REQUEST};
 use crate::device::{Device, in_process_context};
+use crate::mapping;
 use crate::memory::RegionSpec;
+use crate::sigbus::Watch;
 use crate::vring::{Memory, Vring};
 
 /// Slots of a virtqueue at the most.
@@ -45,12 +47,20 @@ pub struct Backend {
     requests: Mutex<Option<RequestChannel>>,
     /// What the crate's thread waits for to end.
     exit: Mutex<Option<RawFd>>,
+    /// For the crate's mappings of guest memory.
+    watches: Mutex<Vec<Watch>>,
 }
 
 impl Backend {
     /// The back end of a new connection; `memory` is what its virtqueues lie in.
     pub fn new(device: Arc<Device>, memory: Memory) -> Self {
-        Self { device, memory, requests: Mutex::default(), exit: Mutex::default() }
+        Self {
+            device,
+            memory,
+            requests: Mutex::default(),
+            exit: Mutex::default(),
+            watches: Mutex::default(),
+        }
     }
 
     /// Closes what `exit_event` opened: the crate gives up its ownership and never closes it, which
@@ -183,7 +193,7 @@ impl VhostUserBackend for Backend {
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let snapshot = memory.memory();
-        let mut table = Vec::new();
+        let (mut table, mut watches) = (Vec::new(), Vec::new());
         for region in snapshot.iter() {
             let file = region.file_offset().ok_or_else(|| {
                 io::Error::new(
@@ -191,6 +201,8 @@ impl VhostUserBackend for Backend {
                     "guest memory without a file: start the VM with memory-backend-memfd,share=on",
                 )
             })?;
+            // The crate has a mapping of its own, in which the virtqueues are.
+            watches.push(mapping::watch(file.file(), region.as_ptr(), region.len() as usize)?);
             table.push(RegionSpec {
                 file: file.arc().clone(),
                 offset: file.start(),
@@ -198,6 +210,7 @@ impl VhostUserBackend for Backend {
                 len: region.len(),
             });
         }
+        *self.watches.lock().unwrap_or_else(PoisonError::into_inner) = watches;
         in_process_context(|cx| self.device.update_memory(cx, table)).unwrap_or(Ok(()))
     }
 

@@ -134,8 +134,7 @@ impl GuestRegion {
         else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };
-        // Ordinary file systems call more than a page a block.
-        let watch = Some(Watch::new(base.as_ptr(), len, if huge { page } else { 4096 }));
+        let watch = Some(watch(&file, base.as_ptr(), len)?);
         Ok(Self { identity, file, map, map_len, base, watch })
     }
 
@@ -160,6 +159,17 @@ impl GuestRegion {
         let seals = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_GET_SEALS) };
         seals < 0 || seals & libc::F_SEAL_SHRINK == 0
     }
+}
+
+/// Saves the daemon from a SIGBUS in a mapping of a VM's memory file, ours or a crate's, while the
+/// result lives.
+///
+/// # Errors
+/// What `fstat` answers.
+pub fn watch(file: &File, base: *mut u8, len: usize) -> io::Result<Watch> {
+    let page = block_size(file)?.max(4096) as usize;
+    // Ordinary file systems call more than a page a block.
+    Ok(Watch::new(base, len, if page >= ALIGN { page } else { 4096 }))
 }
 
 /// The page size of the file system that the file is on: that of the huge pages on hugetlbfs.
