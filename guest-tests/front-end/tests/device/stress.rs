@@ -153,7 +153,7 @@ fn random_commands_are_answered_and_leave_the_device_whole() -> TestResult {
     let driver = vm.driver()?;
     let mut random = Random(0xc0de);
     let page = vm.memory().alloc_contiguous(65_536)?;
-    let commands: Vec<u16> = (0..0x70).filter(|n| ![CMD_INIT, CMD_ADD_GID].contains(n)).collect();
+    let commands: Vec<u16> = (0..0x90).filter(|n| ![CMD_INIT, CMD_ADD_GID].contains(n)).collect();
     for round in 0..30_000 {
         let command = commands[random.below(commands.len())];
         // Words that are often small, sometimes addresses of memory, sometimes anything.
