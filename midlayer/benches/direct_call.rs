@@ -69,14 +69,14 @@ fn measure(cx: &MaySleep, null: &Null, holder: &Holder) -> Option<bool> {
         let guard = inside.then(rcu::enter);
         let turn = if inside { "inside a worker's turn" } else { "on its own" };
         let post = compare(
-            || drop(black_box(black_box(&direct_qp).post_send(black_box(&wr)))),
-            || drop(black_box(black_box(&qp).post_send(black_box(&wr)))),
+            || sink(black_box(&direct_qp).post_send(black_box(&wr))),
+            || sink(black_box(&qp).post_send(black_box(&wr))),
         );
         fine &= report(&format!("post_send, {turn}"), post);
         let wcs = std::cell::RefCell::new(&mut wcs);
         let poll = compare(
-            || drop(black_box(black_box(&direct_cq).poll_cq(&mut wcs.borrow_mut(), 16))),
-            || drop(black_box(black_box(&cq).poll_cq(&mut wcs.borrow_mut(), 16))),
+            || sink(black_box(&direct_cq).poll_cq(&mut wcs.borrow_mut(), 16)),
+            || sink(black_box(&cq).poll_cq(&mut wcs.borrow_mut(), 16)),
         );
         fine &= report(&format!("poll_cq, {turn}"), poll);
         drop(guard);
@@ -86,6 +86,12 @@ fn measure(cx: &MaySleep, null: &Null, holder: &Holder) -> Option<bool> {
     pd.dealloc(cx).ok()?;
     context.dealloc(cx).ok()?;
     Some(fine)
+}
+
+/// Keeps the compiler from leaving the call out.
+#[inline]
+fn sink<T>(answer: T) {
+    let _ = black_box(answer);
 }
 
 /// Nanoseconds a call, of each.

@@ -114,7 +114,9 @@ impl Pinger {
                 let Some(cell) = cell.upgrade() else { return };
                 let Some(cq) = cell.get() else { return };
                 let sender = sender.lock().unwrap_or_else(|e| e.into_inner());
-                drain(cq, |wc| drop(sender.send(wc)));
+                drain(cq, |wc| {
+                    let _ = sender.send(wc);
+                });
             }
         };
         let cap = QpCap {
