@@ -29,6 +29,10 @@ pub fn command(
     let address = mac_text(mac(index));
     // SMP needs the seccomp way of running guest processes.
     command.arg(format!("mem={memory_mib}M")).arg("seccomp=on").arg(format!("ncpus={processors}"));
+    // An idle processor of UML misses an interrupt that comes just before it sleeps
+    // (os_idle_sleep looks at the timer's signal only). A tick that goes on makes up for it after
+    // 10 ms; without one, a guest that waits for a completion event can wait for ever.
+    command.arg("nohz=off");
     command.arg(format!("initrd={}", ramdisk.display())).arg("rdinit=/init").arg("panic=-1");
     command.arg(format!("uml_dir={}", run_directory.display())).arg(format!("umid=guest{index}"));
     command.args(["con=null", "ssl=null"]);
