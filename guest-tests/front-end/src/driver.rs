@@ -3,6 +3,8 @@
 //!
 //! Posting and polling are in `qp.rs` and `cq.rs`.
 
+mod srq;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -115,6 +117,8 @@ struct Inner {
     status_page: Arc<Buffer>,
     qps: Arc<QpTable>,
     own_uar: Mutex<Option<Uar>>,
+    /// The table of address handles, and how many are in use.
+    ahs: Mutex<Option<(Buffer, usize)>>,
     gid: Mutex<GidEntry>,
 }
 
@@ -131,7 +135,7 @@ impl Driver {
             abi_minor: (ABI_MINOR as u16).into(),
             num_comp_vectors: queues.vectors().into(),
             status_page: status_page.guest_address(0).into(),
-            capabilities: 0.into(),
+            capabilities: (CAP_UC | CAP_UD | CAP_SRQ).into(),
         };
         let init = queues.control().command(CMD_INIT, request.as_bytes())?;
         status_page.set_with_device(true);
@@ -163,6 +167,7 @@ impl Driver {
             status_page: Arc::new(status_page),
             qps: Arc::new(QpTable::new()),
             own_uar: Mutex::new(None),
+            ahs: Mutex::new(None),
             gid: Mutex::new(GidEntry { index: 0, gid: [0; 16], mac: [0; 6] }),
         }))
     }
@@ -408,6 +413,7 @@ impl Driver {
             None => self.own_uar()?,
         };
         let slot = uar.take_slot().ok_or(Error::OutOfGuestMemory { wanted: 1 })?;
+        let rq_entries = if options.srqn.is_some() { 0 } else { options.rq_entries };
         let sge = size_of::<Sge>() as u32;
         let send_stride = stride_shift(
             (WQE_SEND_DATA + options.max_send_sge * sge).max(WQE_SEND_DATA + options.max_inline),
@@ -415,7 +421,7 @@ impl Driver {
         let recv_stride = stride_shift(WQE_RECV_DATA + options.max_recv_sge * sge);
         let sq_offset = QP_RINGS_OFFSET;
         let rq_offset = sq_offset + (options.sq_entries << send_stride);
-        let bytes = (rq_offset + (options.rq_entries << recv_stride)) as usize;
+        let bytes = (rq_offset + (rq_entries << recv_stride)) as usize;
         let buffer = if options.contiguous {
             self.0.memory.alloc_contiguous(bytes)?
         } else {
@@ -426,7 +432,7 @@ impl Driver {
             pdn: pd.number.into(),
             send_cqn: send_cq.number().into(),
             recv_cqn: recv_cq.number().into(),
-            srqn: NO_SRQ.into(),
+            srqn: options.srqn.unwrap_or(NO_SRQ).into(),
             uarn: uar.number().into(),
             slot: slot.into(),
             qp_type: options.qp_type,
@@ -434,7 +440,7 @@ impl Driver {
             sq_stride_shift: send_stride,
             rq_stride_shift: recv_stride,
             sq_entries: options.sq_entries.into(),
-            rq_entries: options.rq_entries.into(),
+            rq_entries: rq_entries.into(),
             sq_offset: sq_offset.into(),
             rq_offset: rq_offset.into(),
             max_send_sge: options.max_send_sge.into(),
@@ -470,13 +476,18 @@ impl Driver {
             request.max_recv_sge.get(),
             0,
         );
-        let doorbell = Doorbell {
+        let doorbell = self.doorbell(uar, slot);
+        let name = (qpn, request.qp_type);
+        Ok(Qp::new(self, name, buffer, (send, recv), doorbell, Arc::clone(&self.0.qps)))
+    }
+
+    fn doorbell(&self, uar: Uar, slot: u32) -> Doorbell {
+        Doorbell {
             uar,
             slot,
             status_page: Arc::clone(&self.0.status_page),
             queues: Arc::clone(&self.0.queues),
-        };
-        Ok(Qp::new(self, qpn, buffer, (send, recv), doorbell, Arc::clone(&self.0.qps)))
+        }
     }
 
     /// MODIFY_QP by number (`Qp::modify` also keeps the driver's side in step).

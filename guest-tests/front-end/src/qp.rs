@@ -36,6 +36,8 @@ pub struct QpOptions {
     pub qp_type: u8,
     /// `QP_FLAG_*`.
     pub flags: u8,
+    /// Number of the SRQ; then there is no receive queue of its own.
+    pub srqn: Option<u32>,
     /// The UAR; the driver's own, if none is given.
     pub uar: Option<Uar>,
     /// Contiguous pages instead of scattered ones.
@@ -52,6 +54,7 @@ impl Default for QpOptions {
             max_inline: 64,
             qp_type: control::QP_TYPE_RC,
             flags: 0,
+            srqn: None,
             uar: None,
             contiguous: false,
         }
@@ -113,6 +116,7 @@ impl Default for RcOptions {
 #[derive(Debug)]
 pub struct Qp {
     qpn: u32,
+    qp_type: u8,
     buffer: Buffer,
     send: WorkRing,
     recv: WorkRing,
@@ -128,7 +132,7 @@ pub struct Qp {
 impl Qp {
     pub(crate) fn new(
         driver: &Driver,
-        qpn: u32,
+        (qpn, qp_type): (u32, u8),
         buffer: Buffer,
         rings: (WorkRing, WorkRing),
         doorbell: Doorbell,
@@ -138,6 +142,7 @@ impl Qp {
         let (send, recv) = rings;
         Self {
             qpn,
+            qp_type,
             buffer,
             send,
             recv,
@@ -350,13 +355,14 @@ impl Qp {
         attr.av.vlan = 0xffff.into();
         attr.av.hop_limit = 64;
         attr.av.port = 1;
-        let mask = control::QP_ATTR_STATE
+        let mut mask = control::QP_ATTR_STATE
             | control::QP_ATTR_AV
             | control::QP_ATTR_PATH_MTU
             | control::QP_ATTR_DEST_QPN
-            | control::QP_ATTR_RQ_PSN
-            | control::QP_ATTR_MAX_DEST_RD_ATOMIC
-            | control::QP_ATTR_MIN_RNR_TIMER;
+            | control::QP_ATTR_RQ_PSN;
+        if self.qp_type == control::QP_TYPE_RC {
+            mask |= control::QP_ATTR_MAX_DEST_RD_ATOMIC | control::QP_ATTR_MIN_RNR_TIMER;
+        }
         self.modify(mask, &attr)
     }
 
@@ -371,12 +377,13 @@ impl Qp {
             max_rd_atomic: options.max_rd_atomic,
             ..QpAttr::default()
         };
-        let mask = control::QP_ATTR_STATE
-            | control::QP_ATTR_TIMEOUT
-            | control::QP_ATTR_RETRY_CNT
-            | control::QP_ATTR_RNR_RETRY
-            | control::QP_ATTR_SQ_PSN
-            | control::QP_ATTR_MAX_QP_RD_ATOMIC;
+        let mut mask = control::QP_ATTR_STATE | control::QP_ATTR_SQ_PSN;
+        if self.qp_type == control::QP_TYPE_RC {
+            mask |= control::QP_ATTR_TIMEOUT
+                | control::QP_ATTR_RETRY_CNT
+                | control::QP_ATTR_RNR_RETRY
+                | control::QP_ATTR_MAX_QP_RD_ATOMIC;
+        }
         self.modify(mask, &attr)
     }
 
@@ -385,6 +392,25 @@ impl Qp {
         self.to_init(options)?;
         self.to_rtr(peer, options)?;
         self.to_rts(options)
+    }
+
+    /// A UD QP from RESET to RTS.
+    pub fn to_rts_datagram(&mut self, qkey: u32, psn: u32) -> Result<(), CommandError> {
+        let attr = QpAttr {
+            qp_state: control::QP_STATE_INIT,
+            port: 1,
+            qkey: qkey.into(),
+            ..QpAttr::default()
+        };
+        let mask = control::QP_ATTR_STATE
+            | control::QP_ATTR_PKEY_INDEX
+            | control::QP_ATTR_PORT
+            | control::QP_ATTR_QKEY;
+        self.modify(mask, &attr)?;
+        self.modify_state(control::QP_STATE_RTR)?;
+        let attr =
+            QpAttr { qp_state: control::QP_STATE_RTS, sq_psn: psn.into(), ..QpAttr::default() };
+        self.modify(control::QP_ATTR_STATE | control::QP_ATTR_SQ_PSN, &attr)
     }
 
     /// Where a peer finds it.

@@ -63,6 +63,12 @@ impl<'a> SendWr<'a> {
         Self::new(wr_id, ring::WR_RDMA_READ, sges).remote(remote)
     }
 
+    /// A datagram to (address handle, QPN, Q_Key).
+    pub fn datagram(wr_id: u64, sges: &'a [Sge], (ah, qpn, qkey): (u32, u32, u32)) -> Self {
+        let wr = Self::new(wr_id, ring::WR_SEND, sges);
+        wr.remote((u64::from(ah) | u64::from(qpn) << 32, qkey))
+    }
+
     /// With immediate data: a SEND or RDMA WRITE becomes one with immediate.
     pub fn with_imm(mut self, imm: u32) -> Self {
         self.opcode = match self.opcode {
@@ -124,6 +130,8 @@ pub struct Wc {
     pub qpn: u32,
     /// Free-running count of WQEs of that queue that are free now.
     pub wqe_count: u32,
+    /// UD: the sender.
+    pub src_qpn: u32,
     /// The device's own word about an error.
     pub vendor_err: u32,
 }
@@ -141,6 +149,7 @@ impl Wc {
             imm: cqe.imm.get().swap_bytes(),
             qpn: cqe.qpn.get(),
             wqe_count: cqe.wqe_count.get(),
+            src_qpn: cqe.src_qpn.get(),
             vendor_err: cqe.vendor_err.get(),
         }
     }
