@@ -5,6 +5,7 @@
 //! The memory is shared with others that write it at any time (a guest, a process): what is read is a
 //! copy, and no reference into it ever exists.
 
+use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -265,12 +266,21 @@ impl UserMemory {
 
     /// The host address of `len` bytes that are contiguous in the host, for rings. It is valid while
     /// `self` lives. `None` if out of range or not contiguous.
+    #[inline]
     pub fn host_address(&self, addr: u64, len: u64) -> Option<*mut u8> {
         if !self.contains(addr, len) {
             return None;
         }
         let (at, contiguous) = self.locate(addr - self.start);
         (contiguous >= len).then_some(at)
+    }
+
+    /// `len` bytes at `addr`, if they lie together in the host: checked here once, so that a copy need
+    /// not check again. Never sleeps.
+    #[inline]
+    pub fn span(&self, addr: u64, len: u64) -> Option<Span<'_>> {
+        let at = self.host_address(addr, len)?;
+        Some(Span { at, len: len as usize, memory: PhantomData })
     }
 
     /// Calls `f` with each host-contiguous piece of a range.
@@ -328,6 +338,30 @@ fn covered(runs: &[(u64, u64, *mut u8)], at: u64, end: u64) -> bool {
         next = first + len;
     }
     next >= end
+}
+
+/// Consumer memory that lies together in the host.
+#[derive(Clone, Copy)]
+pub struct Span<'a> {
+    at: *mut u8,
+    len: usize,
+    memory: PhantomData<&'a UserMemory>,
+}
+
+impl Span<'_> {
+    /// Copies as much as both hold; the last bytes become visible last. Never sleeps.
+    #[inline]
+    pub fn copy_from(&self, from: &Span<'_>) {
+        // SAFETY: `span` found as many bytes in live mappings, which the borrows keep.
+        unsafe { copy(self.at, from.at, self.len.min(from.len)) }
+    }
+
+    /// As `copy_from`, of bytes at hand.
+    #[inline]
+    pub fn write(&self, from: &[u8]) {
+        // SAFETY: as above; `from` is ours and long enough.
+        unsafe { copy(self.at, from.as_ptr(), self.len.min(from.len())) }
+    }
 }
 
 struct Builder {
@@ -574,6 +608,27 @@ mod tests {
         assert!(UserMemory::new(0, 1, 0, None, [run(&m, 4096, 1)]).is_err());
         assert!(UserMemory::new(u64::MAX, 2, 0, None, [run(&m, 0, 4096)]).is_err());
         assert!(UserMemory::new(0, 1, u64::MAX, None, [run(&m, 0, 4096)]).is_err());
+    }
+
+    #[test]
+    fn a_span_is_checked_once_and_lies_together() {
+        for memory in all_layouts() {
+            assert!(memory.span(0x1000 + 3988, 8).is_some());
+            assert!(memory.span(0x1000 + 8199, 2).is_none());
+            assert!(memory.span(0xfff, 2).is_none());
+            let data: Vec<u8> = (0..200).collect();
+            let (Some(from), Some(to)) = (memory.span(0x1003, 200), memory.span(0x1208, 200))
+            else {
+                panic!("both lie in one page");
+            };
+            from.write(&data);
+            to.copy_from(&from);
+            let mut back = vec![0; 200];
+            memory.read(0x1208, &mut back).unwrap();
+            assert_eq!(back, data);
+        }
+        let [whole, parted, _] = <[_; 3]>::try_from(all_layouts()).ok().unwrap();
+        assert!(whole.span(0x1000, 8200).is_some() && parted.span(0x1000, 8200).is_none());
     }
 
     #[test]
