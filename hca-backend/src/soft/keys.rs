@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rdma_midlayer::driver::{MrChange, MrDriver, own_any};
-use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::memory::{Span, UserMemory};
 use rdma_midlayer::rcu::{Guard, Table};
 use rdma_midlayer::types::{Access, LKey, RKey};
 use rdma_midlayer::work::Sge;
@@ -77,6 +77,27 @@ impl Mrs {
     #[inline]
     fn entry<'g>(&self, key: u32, guard: &'g Guard) -> Option<&'g Entry> {
         self.table.get((key >> RANDOM_BITS) as usize, guard).filter(|e| e.key == key)
+    }
+
+    /// As `local` and `remote`, of memory that lies together in the host. `None` also if it does not.
+    #[inline]
+    pub(crate) fn span<'g>(
+        &self,
+        key: u32,
+        addr: u64,
+        len: u64,
+        pd: u32,
+        access: Access,
+        guard: &'g Guard,
+    ) -> Option<Span<'g>> {
+        let entry = self.entry(key, guard)?;
+        if entry.pd != pd || !entry.access.contains(access) {
+            return None;
+        }
+        match &entry.memory {
+            Memory::One(memory) => memory.span(addr, len),
+            _ => None,
+        }
     }
 
     /// The memory that an SGE names, if its first `len` bytes may be used so. Never sleeps.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::Instant;
 
 use rdma_midlayer::driver::{Poller, Turn, Waker};
@@ -50,6 +50,9 @@ impl Queued {
 pub(crate) struct SoftPoller {
     tasks: SpinLock<VecDeque<Task>>,
     timers: SpinLock<BTreeMap<TimerKey, Arc<Qp>>>,
+    /// How many there are of either, so that a turn without work takes no lock.
+    task_count: AtomicUsize,
+    timer_count: AtomicUsize,
     /// The worker has found nothing to do and may be asleep.
     idle: AtomicBool,
     waker: SpinLock<Option<Arc<dyn Waker>>>,
@@ -63,6 +66,8 @@ impl SoftPoller {
         Self {
             tasks: SpinLock::new(VecDeque::new()),
             timers: SpinLock::new(BTreeMap::new()),
+            task_count: AtomicUsize::new(0),
+            timer_count: AtomicUsize::new(0),
             idle: AtomicBool::new(true),
             waker: SpinLock::new(None),
         }
@@ -83,20 +88,42 @@ impl SoftPoller {
     /// Has a QP run at a time. Never sleeps.
     pub(crate) fn arm(&self, at: Instant, qp: &Arc<Qp>) -> TimerKey {
         let key = (at, Arc::as_ptr(qp).addr());
-        self.timers.lock().insert(key, qp.clone());
+        let mut timers = self.timers.lock();
+        timers.insert(key, qp.clone());
+        self.timer_count.store(timers.len(), Ordering::Relaxed);
+        drop(timers);
         self.wake();
         key
     }
 
     /// Forgets a timer. Never sleeps.
     pub(crate) fn cancel(&self, key: TimerKey) {
-        // Dropped after the lock: it may be the last reference.
-        let _timer = self.timers.lock().remove(&key);
+        let mut timers = self.timers.lock();
+        let timer = timers.remove(&key);
+        self.timer_count.store(timers.len(), Ordering::Relaxed);
+        drop(timers);
+        // After the lock: it may be the last reference.
+        drop(timer);
     }
 
     fn enter(&self, task: Task) {
-        self.tasks.lock().push_back(task);
+        let mut tasks = self.tasks.lock();
+        tasks.push_back(task);
+        self.task_count.store(tasks.len(), Ordering::Relaxed);
+        drop(tasks);
         self.wake();
+    }
+
+    /// The oldest task. A count that lags behind a task just entered is harmless: whoever enters one
+    /// wakes the worker if it was found idle.
+    fn next_task(&self) -> Option<Task> {
+        if self.task_count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut tasks = self.tasks.lock();
+        let task = tasks.pop_front();
+        self.task_count.store(tasks.len(), Ordering::Relaxed);
+        task
     }
 
     /// Wakes the worker if it may be asleep. Pairs with the fence in `poll`: either the worker sees
@@ -113,19 +140,22 @@ impl SoftPoller {
 
     fn expire(&self, now: Instant) -> bool {
         let mut any = false;
-        loop {
+        while self.timer_count.load(Ordering::Relaxed) > 0 {
             let mut timers = self.timers.lock();
-            let Some(first) = timers.first_entry().filter(|t| t.key().0 <= now) else {
-                return any;
-            };
+            let Some(first) = timers.first_entry().filter(|t| t.key().0 <= now) else { break };
             let qp = first.remove();
+            self.timer_count.store(timers.len(), Ordering::Relaxed);
             drop(timers);
             self.schedule(&qp);
             any = true;
         }
+        any
     }
 
     fn deadline(&self) -> Option<Instant> {
+        if self.timer_count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
         self.timers.lock().first_key_value().map(|(key, _)| key.0)
     }
 
@@ -154,7 +184,7 @@ impl Poller for SoftPoller {
         let mut worked = self.expire(now);
         let mut used = 0;
         while used < budget.max(1) {
-            let Some(task) = self.tasks.lock().pop_front() else { break };
+            let Some(task) = self.next_task() else { break };
             used += self.run(task, now, &guard).max(1);
             worked = true;
         }
@@ -162,7 +192,7 @@ impl Poller for SoftPoller {
         if !worked {
             self.idle.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
-            if !self.tasks.lock().is_empty() {
+            if self.task_count.load(Ordering::Relaxed) > 0 {
                 self.idle.store(false, Ordering::Relaxed);
                 worked = true;
             }

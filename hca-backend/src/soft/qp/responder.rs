@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, RecvSource, Taken};
+use rdma_midlayer::memory::Span;
 use rdma_midlayer::rcu::{self, Guard};
 use rdma_midlayer::types::{Access, Gid, Psn, QpState, Qpn, WcOpcode, WcStatus, WrOpcode};
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompletion};
@@ -73,7 +74,7 @@ impl Request<'_> {
 
     #[inline]
     fn step(&self) -> Step {
-        if self.is_last() { Step::Done } else { Step::More(self.offset + PIECE) }
+        if self.is_last() { Step::Done } else { Step::More }
     }
 }
 
@@ -201,6 +202,31 @@ impl Qp {
             responder.bound = bound;
         }
         responder.epsn == psn
+    }
+
+    /// Where a WRITE goes, if it is the expected one of a requester that is known (`uid` and epoch),
+    /// and all is as usual.
+    #[inline]
+    pub(super) fn write_target<'g>(
+        &self,
+        responder: &Responder,
+        known: (u64, u64),
+        psn: Psn,
+        wr: &SendWr<'_>,
+        len: u64,
+        guard: &'g Guard,
+    ) -> Option<Span<'g>> {
+        let usual = matches!(self.state(), QpState::Rtr | QpState::Rts)
+            && responder.bound == Some(known)
+            && responder.established
+            && responder.epsn == psn
+            && responder.access.contains(Access::REMOTE_WRITE)
+            && !self.context.suspended(guard);
+        if !usual {
+            return None;
+        }
+        let (mrs, pd) = (&self.context.mrs, self.created.pd);
+        mrs.span(wr.rkey.0, wr.remote_addr, len, pd, Access::REMOTE_WRITE, guard)
     }
 
     /// Carries out a request, or a piece of one. Never sleeps.
