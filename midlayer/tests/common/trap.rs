@@ -5,9 +5,11 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
 
-/// Calls that never block: the allocator's, the ends of signals and threads, the clock. `futex` is
-/// looked at more closely: to wake does not block, to wait does.
-const ALLOWED: [libc::c_long; 13] = [
+/// Calls that never block: the allocator's, the ends of signals and threads, the clock; and to let
+/// another thread run, which waits for nothing. `futex` is looked at more closely: to wake does not
+/// block, to wait does.
+const ALLOWED: [libc::c_long; 14] = [
+    libc::SYS_sched_yield,
     libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The soft HCA's never-sleep methods make no system call that may block, under contention too. They
+//! are called through the midlayer, as consumers call them, on a thread where such a call is trapped.
+
+#[path = "../../midlayer/tests/common/mod.rs"]
+mod midlayer;
+#[path = "../../midlayer/tests/common/trap.rs"]
+mod trap;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Instant;
+
+use hca_backend::soft::{Config, Limits, SoftHca};
+use midlayer::{CAP, Stage, memory, send};
+use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask as M};
+use rdma_midlayer::driver::{MalformedWqe, Notify, Waker};
+use rdma_midlayer::types::{Access, Gid, QpState, QpType, WrOpcode};
+use rdma_midlayer::work::{RecvWr, SendData, SendWr, Sge};
+use rdma_midlayer::{ContextSpec, CqSpec, MaySleep, Qp, QpSpec, RunQueue};
+use trap::trapped;
+
+const GID: Gid = Gid([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
+
+struct Nobody;
+
+impl Waker for Nobody {
+    fn wake(&self) {}
+}
+
+fn connect(cx: &MaySleep, qp: &Qp, peer: &Qp) {
+    let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
+    let attr = |state| QpAttr {
+        state,
+        access,
+        dest_qpn: peer.qpn(),
+        ah: AhAttr { dgid: GID, port: 1, ..AhAttr::default() },
+        max_rd_atomic: 1,
+        max_dest_rd_atomic: 1,
+        timeout: 14,
+        retry_cnt: 7,
+        rnr_retry: 7,
+        ..QpAttr::default()
+    };
+    let path = M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN;
+    let retry = M::TIMEOUT | M::RETRY_CNT | M::RNR_RETRY | M::MAX_QP_RD_ATOMIC;
+    let steps = [
+        (QpState::Init, M::PKEY_INDEX | M::PORT | M::ACCESS_FLAGS),
+        (QpState::Rtr, path | M::MAX_DEST_RD_ATOMIC | M::MIN_RNR_TIMER),
+        (QpState::Rts, M::SQ_PSN | retry),
+    ];
+    for (state, mask) in steps {
+        qp.modify(cx, &attr(state), mask | M::STATE).unwrap();
+    }
+}
+
+#[test]
+fn the_data_path_of_the_soft_hca_makes_no_call_that_may_block() {
+    let cx = MaySleep::claim().unwrap();
+    let limits = Limits::default();
+    let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers: 1, limits }));
+    let stage = Stage::new(&cx, hca);
+    let pollers = stage.device.pollers();
+    let queue = RunQueue::new(Arc::new(Nobody));
+    let spec = ContextSpec { run_queues: vec![queue.clone()], ..ContextSpec::default() };
+    let context = stage.device.alloc_context(&cx, spec).unwrap();
+    context.add_gid(&cx, 0, &GidEntry { gid: GID, mac: [2; 6], vlan: None }).unwrap();
+    let pd = context.alloc_pd(&cx).unwrap();
+    let heard = Arc::new(AtomicU64::new(0));
+    let handler = {
+        let heard = heard.clone();
+        move |_| {
+            heard.fetch_add(1, SeqCst);
+        }
+    };
+    let spec = CqSpec { cqe: 8192, handler: Some(Box::new(handler)), ..CqSpec::default() };
+    let cq = context.create_cq(&cx, spec).unwrap();
+    let [a, b] = [0, 1].map(|_| pd.create_qp(&cx, QpSpec::new(QpType::Rc, &cq, CAP)).unwrap());
+    connect(&cx, &a, &b);
+    connect(&cx, &b, &a);
+    let all = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
+    let mr = pd.reg_mr(&cx, memory(0x1000, 1 << 16), all).unwrap();
+    let sge = [Sge { addr: 0x1000, length: 4096, lkey: mr.lkey() }];
+    let write = SendWr {
+        opcode: WrOpcode::RdmaWrite,
+        remote_addr: 0x8000,
+        rkey: mr.rkey(),
+        ..send(2, SendData::Sges(&sge))
+    };
+    let read = SendWr { opcode: WrOpcode::RdmaRead, ..write };
+    let done = AtomicU64::new(0);
+    let once = || {
+        let mut wcs = Vec::with_capacity(32);
+        // Full queues are part of the game: all three threads post to the same two QPs.
+        let _ = b.post_recv(&RecvWr { wr_id: 1, ticket: 0, sges: &sge });
+        let _ = a.post_send(&send(1, SendData::Inline(b"hello")));
+        let _ = a.post_send(&write);
+        let _ = b.post_send(&read);
+        let _ = b.recv_posted();
+        let _ = cq.req_notify_cq(Notify::Next);
+        while cq.poll_cq(&mut wcs, 32).unwrap() == 32 {}
+        done.fetch_add(wcs.len() as u64, SeqCst);
+    };
+    let stop = AtomicBool::new(false);
+    let calls = thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(SeqCst) {
+                    once();
+                }
+            });
+        }
+        let work = || {
+            once();
+            // One thread polls: this one. Handlers run after the verbs have returned.
+            pollers.iter().for_each(|poller| {
+                poller.poll(Instant::now(), 8);
+            });
+            queue.drain(8);
+        };
+        let calls = trapped(work, |()| (0..3000).for_each(|_| work()));
+        stop.store(true, SeqCst);
+        calls
+    });
+    assert_eq!(calls, []);
+    assert!(done.load(SeqCst) > 1000, "only {} completions", done.load(SeqCst));
+    assert!(heard.load(SeqCst) > 0);
+
+    // The way of a WR that makes no sense, into ERR and the flush, doesn't sleep either.
+    let malformed = MalformedWqe { wr_id: 9, ticket: 0 };
+    let calls = trapped(
+        || drop(stage.device.pollers()),
+        |()| {
+            a.post_malformed_send(malformed).unwrap();
+            let _ = a.post_send(&write);
+            let _ = a.post_recv(&RecvWr { wr_id: 1, ticket: 0, sges: &sge });
+            pollers.iter().for_each(|poller| {
+                poller.poll(Instant::now(), 8);
+            });
+        },
+    );
+    assert_eq!(calls, []);
+
+    a.destroy(&cx).unwrap();
+    b.destroy(&cx).unwrap();
+    mr.dereg(&cx).unwrap();
+    cq.destroy(&cx).unwrap();
+    pd.dealloc(&cx).unwrap();
+    context.dealloc(&cx).unwrap();
+    stage.end(&cx);
+}
