@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use log::LevelFilter;
-use vhost_rdma::{DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
+use vhost_rdma::{Cpus, DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
 
 /// Printed by `--print-capabilities`, for management software (vhost-user specification, "Backend
 /// program conventions").
@@ -46,9 +46,14 @@ pub struct Cli {
     )]
     sockets: Vec<SocketArg>,
 
-    /// Threads that carry the data path; half of the CPUs, and at least 1, if not given.
+    /// Threads that carry the data path; as many as --cpus lists, else half of the CPUs, and at least
+    /// 1, if not given.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
+
+    /// CPUs for these threads, one each in turn: numbers and ranges, like 2,4-7.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<Cpus>,
 
     /// Microseconds that a worker without work goes on polling before it sleeps; 0: it sleeps at once.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
@@ -66,10 +71,12 @@ pub struct Cli {
 impl Cli {
     /// The daemon to start.
     pub fn daemon_config(&self) -> DaemonConfig {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let half = std::thread::available_parallelism().map_or(1, usize::from) / 2;
+        let default = self.cpus.as_ref().map_or(half, Cpus::count);
         DaemonConfig {
             workers: WorkerConfig {
-                count: self.workers.map_or((cpus / 2).max(1), usize::from),
+                count: self.workers.map_or(default.max(1), usize::from),
+                cpus: self.cpus.clone().unwrap_or_default(),
                 poll: Duration::from_micros(self.poll_us.into()),
             },
         }

@@ -70,9 +70,17 @@ impl Daemon {
     /// # Errors
     /// What the system or the HCA answers.
     pub fn start(cx: &MaySleep, config: &DaemonConfig) -> Result<Self, StartError> {
+        Self::with_workers(cx, Workers::start(&config.workers)?)
+    }
+
+    /// As `start`, with workers of the caller's.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn with_workers(cx: &MaySleep, workers: Workers) -> Result<Self, StartError> {
         let mut daemon = Self {
             midlayer: Midlayer::new(),
-            workers: Workers::start(config.workers)?,
+            workers,
             hca: None,
             sockets: Vec::new(),
             next_first: 0,

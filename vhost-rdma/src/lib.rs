@@ -8,6 +8,7 @@
 //! `door`s by the protocol of `doorbell`, takes turns with each `qp`, which reads and writes `ring`s,
 //! and tells the driver through `events`.
 
+pub mod affinity;
 pub mod ah;
 pub mod backend;
 pub mod connection;
@@ -29,6 +30,7 @@ pub mod srq;
 pub mod vring;
 pub mod worker;
 
+pub use affinity::Cpus;
 pub use daemon::{Daemon, DaemonConfig, SocketConfig, StartError};
 pub use device::DeviceConfig;
 pub use worker::WorkerConfig;

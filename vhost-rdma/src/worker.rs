@@ -19,6 +19,7 @@ use rdma_midlayer::{RunQueue, rcu};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::affinity::{self, Cpus};
 use crate::door::Door;
 use crate::qp::{QpPath, Turn};
 use crate::ring::send::SendBuffer;
@@ -38,10 +39,12 @@ const MAX_SLEEP: Duration = Duration::from_secs(1);
 const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// How the workers behave.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct WorkerConfig {
     /// Threads.
     pub count: usize,
+    /// Each is kept on one of these, in turn; none: wherever the system puts it.
+    pub cpus: Cpus,
     /// How long a worker without work goes on polling before it sleeps. Zero: not at all.
     pub poll: Duration,
 }
@@ -96,20 +99,34 @@ impl Workers {
     ///
     /// # Errors
     /// What the system answers.
-    pub fn start(config: WorkerConfig) -> io::Result<Self> {
+    pub fn start(config: &WorkerConfig) -> io::Result<Self> {
         let mut workers = Self { list: Vec::new(), threads: Vec::new() };
         for index in 0..config.count.max(1) {
             let worker = Arc::new(Worker::new(index)?);
-            let thread = {
-                let worker = worker.clone();
-                std::thread::Builder::new()
-                    .name(format!("worker{index}"))
-                    .spawn(move || Loop::new(&worker, config.poll).run())?
-            };
+            let mut work = Loop::new(worker.clone(), config.poll);
+            let cpu = config.cpus.of_thread(index);
+            let thread =
+                std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
+                    if let Some(Err(e)) = cpu.map(affinity::pin) {
+                        log::error!("worker {index} can't be kept on one CPU: {e}");
+                    }
+                    work.run();
+                })?;
             workers.list.push(worker);
             workers.threads.push(thread);
         }
         Ok(workers)
+    }
+
+    /// One worker without a thread: its turns are the caller's to take. For measurements of what a
+    /// turn costs, with the driver in the same thread.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn stepped() -> io::Result<(Self, Loop)> {
+        let worker = Arc::new(Worker::new(0)?);
+        let work = Loop::new(worker.clone(), Duration::ZERO);
+        Ok((Self { list: vec![worker], threads: Vec::new() }, work))
     }
 
     /// All of them.
@@ -237,9 +254,9 @@ impl Worker {
     }
 }
 
-/// A worker's thread.
-struct Loop<'w> {
-    worker: &'w Worker,
+/// What a worker's thread does.
+pub struct Loop {
+    worker: Arc<Worker>,
     poll: Duration,
     generation: u64,
     shared: Shared,
@@ -253,8 +270,8 @@ struct Polled {
     idle_turns: u32,
 }
 
-impl<'w> Loop<'w> {
-    fn new(worker: &'w Worker, poll: Duration) -> Self {
+impl Loop {
+    fn new(worker: Arc<Worker>, poll: Duration) -> Self {
         Self {
             worker,
             poll,
@@ -266,7 +283,7 @@ impl<'w> Loop<'w> {
         }
     }
 
-    fn run(mut self) {
+    fn run(&mut self) {
         let mut idle_since: Option<Instant> = None;
         while !self.worker.stop.load(Ordering::Acquire) {
             let now = Instant::now();
@@ -288,8 +305,8 @@ impl<'w> Loop<'w> {
         }
     }
 
-    /// Looks at everything once. Returns whether anything was done.
-    fn turn(&mut self, now: Instant) -> bool {
+    /// Looks at everything once. Returns whether anything was done. Never sleeps.
+    pub fn turn(&mut self, now: Instant) -> bool {
         let _guard = rcu::enter();
         // Inside the guard: who removed something waits for this turn if it began before.
         let generation = self.worker.generation.load(Ordering::Acquire);

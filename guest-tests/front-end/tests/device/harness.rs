@@ -13,7 +13,7 @@ use front_end::{
     VmConfig, Wc, access, connect_rc,
 };
 use rdma_midlayer::MaySleep;
-use vhost_rdma::{Daemon, DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
+use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
 
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -87,8 +87,9 @@ fn socket(folder: &Path, n: usize) -> PathBuf {
 /// The daemon's thread: says when it has started, and when each order is carried out.
 fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc::Sender<()>) {
     let cx = MaySleep::claim().expect("a new thread");
-    let config =
-        DaemonConfig { workers: WorkerConfig { count: 2, poll: Duration::from_micros(50) } };
+    let config = DaemonConfig {
+        workers: WorkerConfig { count: 2, cpus: Cpus::default(), poll: Duration::from_micros(50) },
+    };
     let mut daemon = Daemon::start(&cx, &config).expect("the daemon starts");
     for (n, path) in sockets.iter().enumerate() {
         let device = DeviceConfig { name: format!("vm{n}"), mac: [0; 6], network: 0, vectors: 4 };

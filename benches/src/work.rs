@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the device is given to do: each a number of operations, and how long they took.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use front_end::{Driver, Mr, SendWr, Wc};
+
+use crate::pair::{Connection, DEPTH, POLL, Region};
+use crate::sys;
+
+/// Ends a wait that takes too long.
+#[derive(Default)]
+pub struct Patience {
+    spins: u32,
+    since: Option<Instant>,
+}
+
+impl Patience {
+    /// Once round a waiting loop.
+    ///
+    /// # Errors
+    /// When it has gone on for seconds.
+    #[inline(always)]
+    pub fn spin(&mut self, what: &str) -> Result<()> {
+        std::hint::spin_loop();
+        self.spins = self.spins.wrapping_add(1);
+        if self.spins.is_multiple_of(1 << 20) { self.look(what) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn look(&mut self, what: &str) -> Result<()> {
+        // Longer than it could take at 2^20 spins of successful work between two looks.
+        let since = *self.since.get_or_insert_with(Instant::now);
+        ensure!(since.elapsed() < Duration::from_secs(20), "{what} did not come");
+        Ok(())
+    }
+}
+
+#[inline]
+fn check(wc: &Wc) -> Result<()> {
+    if wc.is_success() {
+        return Ok(());
+    }
+    bail!("a completion with status {} (QP {:#x}, opcode {})", wc.status, wc.qpn, wc.opcode)
+}
+
+/// WRITEs from one region into another, one after the other.
+pub struct Latency {
+    /// The connection.
+    pub connection: Connection,
+    /// Pairs of MRs, taken in random order.
+    pub mrs: Vec<(Mr, Mr)>,
+    /// Bytes of each WRITE.
+    pub len: u32,
+    random: u64,
+}
+
+impl Latency {
+    /// `len` bytes each, between any of the pairs of MRs.
+    pub fn new(connection: Connection, mrs: Vec<(Mr, Mr)>, len: u32) -> Self {
+        Self { connection, mrs, len, random: 0x9e37_79b9_7f4a_7c15 }
+    }
+
+    /// Post, poll until it has come, `ops` times.
+    ///
+    /// # Errors
+    /// If a completion tells of an error or does not come.
+    pub fn run(&mut self, ops: u64) -> Result<Duration> {
+        let a = &mut self.connection.a;
+        let mut patience = Patience::default();
+        let begin = Instant::now();
+        for n in 0..ops {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            let at = (self.random % self.mrs.len() as u64) as usize;
+            let (from, to) = &self.mrs[at];
+            let sges = [from.sge(0, self.len)];
+            a.qp.post_send(&SendWr::write(n, &sges, to.remote(0)).signaled())?;
+            let wc = loop {
+                match a.cq.poll_one() {
+                    Some(wc) => break wc,
+                    None => patience.spin("a completion")?,
+                }
+            };
+            check(&wc)?;
+        }
+        Ok(begin.elapsed())
+    }
+}
+
+/// WRITEs, many outstanding.
+pub struct Stream {
+    /// The connection.
+    pub connection: Connection,
+    /// Where from.
+    pub from: Mr,
+    /// Where to.
+    pub to: Mr,
+    /// Bytes of each; the places in the MRs are used in turn.
+    pub len: u32,
+    /// Outstanding at the most.
+    pub depth: u64,
+    /// Posted between two looks at the mode word.
+    pub batch: u64,
+    /// One completion for so many.
+    pub signal_every: u64,
+    next: u64,
+}
+
+impl Stream {
+    /// Signalled WRITEs of `len` bytes, as many places in turn as the smaller MR has.
+    pub fn new(connection: Connection, from: &Region, to: &Region, len: u32) -> Self {
+        let (from, to) = (from.mr, to.mr);
+        Self { connection, from, to, len, depth: DEPTH, batch: 16, signal_every: 1, next: 0 }
+    }
+
+    /// `ops` operations.
+    ///
+    /// # Errors
+    /// If a completion tells of an error or does not come.
+    pub fn run(&mut self, ops: u64) -> Result<Duration> {
+        let places = self.from.length.min(self.to.length) / u64::from(self.len);
+        let a = &mut self.connection.a;
+        let ops = ops.next_multiple_of(self.signal_every);
+        let first = self.next;
+        let last = first + ops;
+        let mut polled = first;
+        let mut wcs = [Wc::default(); 16];
+        let mut patience = Patience::default();
+        let begin = Instant::now();
+        while polled < last {
+            let batch = self.batch.min(last - self.next);
+            if batch > 0 && self.next - polled + batch <= self.depth {
+                for n in self.next..self.next + batch {
+                    let offset = n % places * u64::from(self.len);
+                    let sges = [self.from.sge(offset, self.len)];
+                    let mut wr = SendWr::write(n, &sges, self.to.remote(offset));
+                    if (n + 1).is_multiple_of(self.signal_every) {
+                        wr = wr.signaled();
+                    }
+                    a.qp.put_send(&wr)?;
+                }
+                a.qp.ring_send();
+                self.next += batch;
+            }
+            match a.cq.poll(&mut wcs) {
+                0 => patience.spin("a completion")?,
+                count => {
+                    wcs[..count].iter().try_for_each(check)?;
+                    polled = wcs[count - 1].wr_id + 1;
+                }
+            }
+        }
+        Ok(begin.elapsed())
+    }
+}
+
+/// SENDs into receive WQEs that are posted as fast.
+pub struct Messages {
+    /// The connection.
+    pub connection: Connection,
+    /// Where from.
+    pub from: Mr,
+    /// Where to.
+    pub to: Mr,
+    /// Bytes of each.
+    pub len: u32,
+    /// Posted between two looks at the mode word, on both sides.
+    pub batch: u64,
+}
+
+impl Messages {
+    /// `ops` messages, received and completed on both sides.
+    ///
+    /// # Errors
+    /// If a completion tells of an error or does not come.
+    pub fn run(&mut self, ops: u64) -> Result<Duration> {
+        let Connection { a, b } = &mut self.connection;
+        let (mut posted, mut sent, mut received) = (0, 0, 0);
+        let from = [self.from.sge(0, self.len)];
+        let to = [self.to.sge(0, self.len)];
+        let mut wcs = [Wc::default(); 16];
+        let mut patience = Patience::default();
+        let begin = Instant::now();
+        while sent < ops || received < ops {
+            let batch = self.batch.min(ops - posted);
+            if batch > 0 && posted - sent.min(received) + batch <= DEPTH {
+                (posted..posted + batch).try_for_each(|n| b.qp.put_recv(n, &to))?;
+                b.qp.ring_recv();
+                for n in posted..posted + batch {
+                    a.qp.put_send(&SendWr::send(n, &from).signaled())?;
+                }
+                a.qp.ring_send();
+                posted += batch;
+            }
+            let count = a.cq.poll(&mut wcs);
+            wcs[..count].iter().try_for_each(check)?;
+            sent += count as u64;
+            let came = b.cq.poll(&mut wcs);
+            wcs[..came].iter().try_for_each(check)?;
+            received += came as u64;
+            if count + came == 0 {
+                patience.spin("a completion")?;
+            }
+        }
+        Ok(begin.elapsed())
+    }
+}
+
+/// WRITEs of data that one core has just written and then reads: the sender's and the receiver's
+/// core is the driver's.
+pub struct Dirty {
+    /// The WRITEs.
+    pub latency: Latency,
+    /// Where from.
+    pub from: Region,
+    /// Where to.
+    pub to: Region,
+}
+
+impl Dirty {
+    /// `ops` cycles: write, post, poll, read.
+    ///
+    /// # Errors
+    /// If a completion tells of an error or does not come.
+    pub fn run(&mut self, ops: u64) -> Result<Duration> {
+        let len = self.latency.len as usize;
+        let begin = Instant::now();
+        for n in 0..ops {
+            sys::fill(&self.from.buffer, 0, n as u8, len);
+            self.latency.run(1)?;
+            std::hint::black_box(sys::read_all(&self.to.buffer, 0, len));
+        }
+        Ok(begin.elapsed())
+    }
+}
+
+/// A post that finds the worker asleep, and the event of its completion.
+pub struct Asleep {
+    /// The connection.
+    pub connection: Connection,
+    /// Whose the sending end is.
+    pub driver: Driver,
+    /// Where from and to.
+    pub mrs: (Mr, Mr),
+}
+
+impl Asleep {
+    /// `ops` times: wait until the worker sleeps; then post, sleep, and be woken.
+    ///
+    /// # Errors
+    /// If an event or a completion does not come.
+    pub fn run(&mut self, ops: u64) -> Result<Duration> {
+        let a = &mut self.connection.a;
+        let (from, to) = &self.mrs;
+        let mut total = Duration::ZERO;
+        for n in 0..ops {
+            let since = Instant::now();
+            loop {
+                std::thread::sleep(POLL);
+                if self.driver.status_page().load_u32(0) != 0 {
+                    break;
+                }
+                ensure!(since.elapsed() < Duration::from_secs(20), "the worker does not sleep");
+            }
+            a.cq.arm(false);
+            let sges = [from.sge(0, 64)];
+            let begin = Instant::now();
+            a.qp.post_send(&SendWr::write(n, &sges, to.remote(0)).signaled())?;
+            let event = a.cq.wait_event(Duration::from_secs(10))?;
+            total += begin.elapsed();
+            ensure!(event.is_some(), "the event did not come");
+            check(&a.cq.wait_one(Duration::from_secs(10))?)?;
+        }
+        Ok(total)
+    }
+}
