@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::fleet::Shape;
+use crate::fleet::{DEFAULT_MEMORY_MIB, DEFAULT_PROCESSORS, DEFAULT_VECTORS, Shape};
 use crate::guest::Kind;
 use crate::kernels::Release;
 
@@ -75,13 +75,6 @@ pub struct GuestArguments {
     #[arg(long, default_value_t = DEFAULT_VECTORS, value_parser = clap::value_parser!(u32).range(1..=30))]
     pub vectors: u32,
 }
-
-/// Virtual processors of a guest, unless told otherwise.
-pub const DEFAULT_PROCESSORS: u32 = 2;
-/// Memory of a guest in MiB, unless told otherwise.
-pub const DEFAULT_MEMORY_MIB: u32 = 1024;
-/// Completion vectors of a device, unless told otherwise.
-pub const DEFAULT_VECTORS: u32 = 2;
 
 impl GuestArguments {
     /// The shape of `guests` guests as asked for.

@@ -25,11 +25,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon with a device for each of `guests`, its sockets and log in `folder`.
+    /// Starts the daemon with a device of `vectors` completion vectors for each of `guests`, its
+    /// sockets and log in `folder`.
     ///
     /// # Errors
     /// When it doesn't start, or its sockets don't appear.
-    pub fn start(program: &Path, guests: usize, folder: &Path) -> Result<Self> {
+    pub fn start(program: &Path, guests: usize, vectors: u32, folder: &Path) -> Result<Self> {
         let sockets: Vec<PathBuf> =
             (0..guests).map(|index| folder.join(format!("rdma{index}.sock"))).collect();
         let log = folder.join("daemon.log");
@@ -37,7 +38,8 @@ impl Daemon {
         let mut command = Command::new(program);
         for (index, socket) in sockets.iter().enumerate() {
             let address = mac_text(mac(index));
-            command.arg("--socket-path").arg(format!("{},mac={address}", socket.display()));
+            let socket = format!("{},mac={address},vectors={vectors}", socket.display());
+            command.arg("--socket-path").arg(socket);
         }
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         command.process_group(0);

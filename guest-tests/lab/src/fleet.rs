@@ -19,13 +19,20 @@ use crate::guest::{Guest, Kind, Said, Wiring, ramdisk, uml};
 use crate::guest_root::{GuestRoot, guest_root};
 use crate::kernels::{self, Kernel, Release};
 use crate::network;
-use crate::programs::{self, ModuleFor};
+use crate::programs::{self, Module, ModuleFor};
 use crate::progress;
 
 /// How long the others may go on when a guest's script has failed.
 const GRACE: Duration = Duration::from_secs(15);
 /// How often a wait for guests looks whether the daemon still runs.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Virtual processors of a guest, unless told otherwise.
+pub const DEFAULT_PROCESSORS: u32 = 2;
+/// Memory of a guest in MiB, unless told otherwise.
+pub const DEFAULT_MEMORY_MIB: u32 = 1024;
+/// Completion vectors of a device, unless told otherwise.
+pub const DEFAULT_VECTORS: u32 = 2;
 
 /// Which guests, and how big.
 #[derive(Debug, Clone)]
@@ -48,6 +55,22 @@ pub struct Shape {
     pub rdma: bool,
 }
 
+impl Shape {
+    /// Two guests of a kind, otherwise as usual.
+    pub fn of_kind(kind: Kind) -> Self {
+        Self {
+            kind,
+            release: Release::V6_12,
+            guests: 2,
+            processors: DEFAULT_PROCESSORS,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            vectors: DEFAULT_VECTORS,
+            packages: Vec::new(),
+            rdma: true,
+        }
+    }
+}
+
 /// What the guests do.
 #[derive(Debug, Clone, Default)]
 pub struct Job {
@@ -57,8 +80,18 @@ pub struct Job {
     pub arguments: Vec<String>,
     /// Host files for the guests' `/root`.
     pub files: Vec<PathBuf>,
-    /// Host programs for the guests' search path.
-    pub commands: Vec<PathBuf>,
+}
+
+impl Job {
+    /// The job of running a script of `guest-tests/scripts`, with the functions that they share.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn of_script(name: &str) -> Result<Self> {
+        let folder = programs::checkout().join("guest-tests/scripts");
+        let script = fs::read(folder.join(name)).with_context(|| format!("reading {name}"))?;
+        Ok(Self { script, files: vec![folder.join("rdma.sh")], ..Self::default() })
+    }
 }
 
 /// Everything guests of a shape are made of, built.
@@ -68,7 +101,7 @@ pub struct Parts {
     agent: PathBuf,
     verifier: PathBuf,
     engine: Engine,
-    module: Option<PathBuf>,
+    module: Option<Module>,
     provider: Vec<(PathBuf, String)>,
     daemon: Option<PathBuf>,
 }
@@ -235,7 +268,7 @@ impl Parts {
     fn start_daemon(&self, folder: &Path) -> Result<Option<Daemon>> {
         self.daemon
             .as_ref()
-            .map(|program| Daemon::start(program, self.shape.guests, folder))
+            .map(|program| Daemon::start(program, self.shape.guests, self.shape.vectors, folder))
             .transpose()
     }
 
@@ -345,8 +378,10 @@ impl Parts {
         }
         let mut files = named(job.map_or(&[][..], |job| &job.files));
         files.push((PathBuf::from("/proc/cpuinfo"), "cpuinfo".to_owned()));
-        let mut commands = named(job.map_or(&[][..], |job| &job.commands));
-        commands.push((self.verifier.clone(), "verifier".to_owned()));
+        if let Some(module) = &self.module {
+            files.push((module.self_test.clone(), "rdma_selftest.ko".to_owned()));
+        }
+        let commands = vec![(self.verifier.clone(), "verifier".to_owned())];
         let script = match job {
             Some(job) if !terminal => Some((job.script.clone(), job.arguments.clone())),
             _ if !terminal => Some((b"#!/bin/sh\nexec sleep infinity\n".to_vec(), Vec::new())),
@@ -356,7 +391,7 @@ impl Parts {
             settings,
             agent: self.agent.clone(),
             boot_modules,
-            modules: self.module.iter().cloned().collect(),
+            modules: self.module.iter().map(|module| module.driver.clone()).collect(),
             script,
             files,
             overlay: self.provider.clone(),

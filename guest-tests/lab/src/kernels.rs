@@ -186,7 +186,7 @@ pub fn uml_tree(cache: &Cache) -> Result<PathBuf> {
              rm package.tar
              mv linux-source-* source
              make -C source ARCH=um O=/mnt/uml/build KCONFIG_ALLCONFIG=/mnt/uml/uml.config allnoconfig
-             make -C source ARCH=um O=/mnt/uml/build -j2
+             nice -n 5 make -C source ARCH=um O=/mnt/uml/build -j2
              # What module builds don't need is most of the tree.
              rm -rf source/Documentation source/drivers source/sound source/fs source/net
              find build -name '*.o' -not -path 'build/scripts/*' -delete

@@ -7,6 +7,7 @@ mod cli;
 mod command;
 mod cpio;
 mod daemon;
+mod demo;
 mod fleet;
 mod guest;
 mod guest_root;
@@ -16,6 +17,7 @@ mod network;
 mod programs;
 mod progress;
 mod roots;
+mod tests;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ use clap::Parser;
 
 use crate::cache::Cache;
 use crate::cli::{Cli, Command, RunArguments, ShellArguments};
-use crate::fleet::{Job, Parts};
+use crate::fleet::{Job, Parts, Shape};
 
 fn main() -> ExitCode {
     progress::elapsed();
@@ -34,7 +36,11 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(arguments) => run(arguments),
         Command::Shell(arguments) => shell(arguments),
-        Command::Demo(_) | Command::Test(_) => Ok(false),
+        Command::Demo(arguments) => open_cache().and_then(|cache| {
+            let shape = Shape::of_kind(arguments.kind);
+            demo::run(&cache, &shape)
+        }),
+        Command::Test(arguments) => tests::run(arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -60,12 +66,9 @@ fn run(arguments: &RunArguments) -> Result<bool> {
     };
     let parts =
         Parts::prepare(&open_cache()?, &arguments.guest.shape(usize::from(arguments.guests)))?;
-    let job = Job {
-        script,
-        arguments: arguments.arguments.clone(),
-        files: arguments.files.clone(),
-        commands: Vec::new(),
-    };
+    let mut files = arguments.files.clone();
+    files.push(programs::checkout().join("guest-tests/scripts/rdma.sh"));
+    let job = Job { script, arguments: arguments.arguments.clone(), files };
     let outcome = parts.run(&job, Duration::from_secs(arguments.timeout), &mut print_line)?;
     for (index, status) in outcome.statuses.iter().enumerate().filter(|(_, status)| **status != 0) {
         progress::say(format_args!("guest{index}: the script failed with status {status}"));

@@ -35,7 +35,8 @@ pub fn cargo() -> Command {
     command
 }
 
-fn target_directory() -> PathBuf {
+/// Where cargo puts what it builds.
+pub fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| checkout().join("target"), |place| checkout().join(place))
 }
@@ -92,7 +93,7 @@ pub fn qemu(cache: &Cache) -> Result<PathBuf> {
     let script = checkout().join("qemu/build.sh");
     let build = || {
         let mut command = Command::new("nice");
-        command.args(["-n", "10"]).arg(&script).env("VHOST_RDMA_CACHE", cache.root());
+        command.args(["-n", "5"]).arg(&script).env("VHOST_RDMA_CACHE", cache.root());
         command
     };
     let place = output_of(build().arg("--path")).context("asking qemu/build.sh for its place")?;
@@ -114,11 +115,20 @@ pub enum ModuleFor {
     Uml,
 }
 
-/// `virtio_rdma.ko` for a kernel.
+/// Our modules for a kernel.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// `virtio_rdma.ko`.
+    pub driver: PathBuf,
+    /// `rdma_selftest.ko`, which uses any RDMA device as a kernel consumer does.
+    pub self_test: PathBuf,
+}
+
+/// Our modules, built for a kernel.
 ///
 /// # Errors
 /// When it doesn't compile.
-pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<PathBuf> {
+pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<Module> {
     let driver = checkout().join("guest-driver");
     let uml;
     let (name, root, make_arguments, mut key) = match kernel {
@@ -149,17 +159,19 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<PathBuf> {
         let script = format!(
             "mkdir {WORK}/driver
              cp -r {SOURCE}/kernel {SOURCE}/include {WORK}/driver/
-             make -C {WORK}/driver/kernel {make_arguments} clean || true
-             make -C {WORK}/driver/kernel -j2 {make_arguments}
-             cp {WORK}/driver/kernel/virtio_rdma.ko {WORK}/
+             for folder in kernel kernel/selftest; do
+                 make -C {WORK}/driver/$folder {make_arguments} clean || true
+                 make -C {WORK}/driver/$folder -j2 {make_arguments}
+             done
+             cp {WORK}/driver/kernel/virtio_rdma.ko {WORK}/driver/kernel/selftest/*.ko {WORK}/
              rm -r {WORK}/driver"
         );
         root.run(&binds, &script, log)
     })?;
-    Ok(place.join("virtio_rdma.ko"))
+    Ok(Module { driver: place.join("virtio_rdma.ko"), self_test: place.join("rdma_selftest.ko") })
 }
 
-/// The directory with the provider, laid out under it as it is to be installed.
+/// The directory with the provider: `libvirtio_rdma-rdmavNN.so` and `virtio_rdma.driver`.
 ///
 /// # Errors
 /// When it doesn't compile.
@@ -185,15 +197,22 @@ pub fn provider(cache: &Cache) -> Result<PathBuf> {
 /// The files of the provider in `place`, with where a guest wants each (no leading slash).
 ///
 /// # Errors
-/// When the directory can't be read.
+/// When the directory can't be read, or lacks one of the two.
 pub fn provider_files(place: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut files = Vec::new();
     list_files(place, &mut files)?;
-    Ok(files
-        .into_iter()
-        .map(|file| {
-            let inside = file.strip_prefix(place).unwrap_or(&file).to_string_lossy().into_owned();
-            (file, inside)
-        })
-        .collect())
+    let wanted = |file: PathBuf| {
+        let name = file.file_name()?.to_string_lossy().into_owned();
+        let folder = match name.rsplit_once('.')?.1 {
+            "so" => "usr/lib/x86_64-linux-gnu/libibverbs",
+            "driver" => "etc/libibverbs.d",
+            _ => return None,
+        };
+        Some((file, format!("{folder}/{name}")))
+    };
+    let files: Vec<_> = files.into_iter().filter_map(wanted).collect();
+    if files.len() < 2 {
+        bail!("the provider's build left {} of its files in {}", files.len(), place.display());
+    }
+    Ok(files)
 }

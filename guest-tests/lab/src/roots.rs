@@ -79,7 +79,7 @@ impl BuildRoot {
         shell.push_str("mount -t proc proc \"$root/proc\"\n");
         shell.push_str("exec chroot \"$root\" /bin/sh -euxc \"$script\"\n");
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "nice", "-n", "10", "sh", "-c"]);
+        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
         command.arg(shell).arg("lab").arg(&self.directory).arg(script);
         for (host, inside) in binds {
             command.arg(host).arg(inside);
@@ -129,8 +129,8 @@ fn make(cache: &Cache, recipe: &Recipe) -> Result<BuildRoot> {
 
 /// mmdebstrap as the lab always calls it: a minimal system plus `packages` (with commas).
 pub fn mmdebstrap(packages: &str) -> Command {
-    let mut command = Command::new("nice");
-    command.args(["-n", "10", "mmdebstrap", "--mode=root", "--format=directory"]);
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--mode=root", "--format=directory"]);
     command.args(["--variant=minbase", "--aptopt=APT::Install-Recommends \"false\""]);
     command.arg(format!("--include={packages}"));
     command

@@ -69,7 +69,7 @@ pub fn command(
     add(&["-device", &format!("virtserialport,chardev=line,name={LINE}")]);
     if let Some(socket) = &wiring.rdma_socket {
         let vectors = machine.vectors;
-        add(&["-chardev", &format!("socket,id=rdma,path={},reconnect=1", socket.display())]);
+        add(&["-chardev", &format!("socket,id=rdma,path={},reconnect-ms=500", socket.display())]);
         add(&[
             "-device",
             &format!(
@@ -80,7 +80,8 @@ pub fn command(
     }
     match &wiring.console {
         Some(console) => add(&["-serial", &format!("file:{}", console.display())]),
-        None => add(&["-serial", "stdio"]),
+        // Ctrl-C is for the guest's shell.
+        None => add(&["-chardev", "stdio,id=tty,signal=off", "-serial", "chardev:tty"]),
     }
     add(&["-kernel", &kernel.image.display().to_string()]);
     add(&["-initrd", &ramdisk.display().to_string()]);

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Tests of the checkout that need no guests: style, lints, unit tests, the generated header,
+//! builds of the C parts, and QEMU's device with the daemon.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{Bench, Test};
+use crate::cache::{Cache, Key};
+use crate::command::{output_of, run_logged};
+use crate::kernels::Release;
+use crate::programs::{self, ModuleFor, cargo};
+use crate::roots::{BuildRoot, SOURCE, WORK};
+
+const HEADER: &str = "guest-driver/include/virtio_rdma_abi.h";
+
+/// The tests of this module.
+pub fn tests() -> Vec<Test> {
+    let mut tests = vec![
+        Test::new("lint_fmt", |bench| bench.cargo(&["fmt", "--all", "--check"])),
+        Test::new("lint_clippy", |bench| {
+            bench.cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+        }),
+        Test::new("unit_nextest", unit_nextest),
+        Test::new("unit_doc", |bench| bench.cargo(&["test", "--workspace", "--doc"])),
+        Test::new("abi_header_is_current", |bench| {
+            let generator = ["run", "-q", "-p", "virtio-rdma-abi", "--bin", "gen-header", "--"];
+            bench.cargo(&[&generator[..], &["--check", HEADER]].concat())
+        }),
+        Test::new("provider_builds_and_passes_its_tests", |bench| {
+            programs::provider(&bench.cache).map(drop)
+        }),
+        Test::new("provider_rings_lose_no_doorbell", provider_rings),
+    ];
+    for (name, module) in [
+        ("module_builds_6_1", ModuleFor::Debian(Release::V6_1)),
+        ("module_builds_6_12", ModuleFor::Debian(Release::V6_12)),
+        ("module_builds_newest", ModuleFor::Debian(Release::Newest)),
+        ("module_builds_uml", ModuleFor::Uml),
+    ] {
+        tests.push(Test::new(name, move |bench| programs::module(&bench.cache, module).map(drop)));
+    }
+    for check in qmp::checks() {
+        let name = format!("qmp_{}", check.name.replace([' ', ','], "_").replace("__", "_"));
+        tests.push(Test::new(name, move |bench| {
+            let env = qmp::Env { qemu: programs::qemu(&bench.cache)?, daemon: programs::daemon()? };
+            Ok(check.run(&env)?)
+        }));
+    }
+    tests
+}
+
+impl Bench {
+    /// Runs cargo in the checkout, its output in the test's log.
+    fn cargo(&self, arguments: &[&str]) -> Result<()> {
+        run_logged(cargo().args(arguments), &self.log)
+    }
+}
+
+fn unit_nextest(bench: &Bench) -> Result<()> {
+    let mut command = cargo();
+    if output_of(cargo().args(["nextest", "--version"])).is_err() {
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", nextest(&bench.cache)?.display()));
+    }
+    run_logged(command.args(["nextest", "run", "--workspace", "--no-fail-fast"]), &bench.log)
+}
+
+/// The folder of a cargo-nextest of the lab's own, for hosts that have none.
+fn nextest(cache: &Cache) -> Result<PathBuf> {
+    let place = cache.entry("cargo-nextest", Key::of("nextest 1"), |place, log| {
+        let mut command = cargo();
+        command.args(["install", "--locked", "--root"]).arg(place).arg("cargo-nextest");
+        run_logged(&mut command, log)
+    })?;
+    Ok(place.join("bin"))
+}
+
+/// The provider's ring and doorbell code against a device in a thread, as it is, under
+/// sanitizers, and broken on purpose, which must be noticed.
+fn provider_rings(bench: &Bench) -> Result<()> {
+    let root = BuildRoot::trixie(&bench.cache)?;
+    let driver = programs::checkout().join("guest-driver");
+    let work = tempfile::tempdir()?;
+    let script = format!("make -C {SOURCE}/provider BUILD={WORK}/build check");
+    let binds = [(work.path(), WORK), (driver.as_path(), SOURCE)];
+    root.run(&binds, &script, &bench.log)
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Tests in guests: scripts of `guest-tests/scripts` in both kinds of guest, and the lab's own
+//! promises.
+
+use std::fs::File;
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::{Bench, Test};
+use crate::demo;
+use crate::fleet::{Job, Outcome, Parts, Shape};
+use crate::guest::Kind;
+use crate::kernels::Release;
+
+/// How long a script may take once its guests are up.
+const LIMIT: Duration = Duration::from_secs(400);
+
+/// The tests of this module.
+pub fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
+    for kind in [Kind::Uml, Kind::Qemu] {
+        let two = Shape::of_kind(kind);
+        let lab = Shape { guests: 3, rdma: false, memory_mib: 512, ..two.clone() };
+        tests.push(script(format!("vm_lab_{kind}"), lab, "lab.sh", &[]));
+        for (name, file) in [
+            ("devinfo", "devinfo.sh"),
+            ("pingpong", "pingpong.sh"),
+            ("verifier", "verify.sh"),
+            ("perftest", "perftest.sh"),
+            ("polling_needs_no_kicks", "kicks.sh"),
+            ("kernel_verbs", "kernel-verbs.sh"),
+            ("unbind_with_an_open_context", "disassociate.sh"),
+        ] {
+            tests.push(script(format!("vm_{name}_{kind}"), two.clone(), file, &[]));
+        }
+        let without = Shape { rdma: false, ..two.clone() };
+        let rxe = &["rxe", "--max-length", "5000"];
+        tests.push(script(format!("vm_verifier_rxe_{kind}"), without, "verify.sh", rxe).long());
+        let shape = two.clone();
+        let demo = move |bench: &Bench| match demo::run(&bench.cache, &shape)? {
+            true => Ok(()),
+            false => bail!("the demonstration failed"),
+        };
+        tests.push(Test::new(format!("demo_{kind}"), demo).long());
+    }
+    for (name, release) in
+        [("vm_pingpong_kernel_6_1", Release::V6_1), ("vm_pingpong_kernel_newest", Release::Newest)]
+    {
+        let shape = Shape { release, ..Shape::of_kind(Kind::Qemu) };
+        tests.push(script(name.to_owned(), shape, "pingpong.sh", &[]));
+    }
+    tests.push(Test::new("lab_says_when_a_script_fails", a_failing_script));
+    tests.push(Test::new("lab_breaks_a_barrier_that_nobody_can_pass", a_broken_barrier));
+    tests.push(Test::new("lab_ends_guests_at_the_time_out", a_time_out));
+    tests
+}
+
+/// A script of the project in guests of a shape.
+fn script(name: String, shape: Shape, file: &'static str, arguments: &[&str]) -> Test {
+    let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+    Test::new(name, move |bench| {
+        let job = Job { arguments: arguments.clone(), ..Job::of_script(file)? };
+        let outcome = bench.in_guests(&shape, &job, LIMIT)?;
+        if !outcome.success() {
+            bail!("{file} ended with {:?} in the guests", outcome.statuses);
+        }
+        Ok(())
+    })
+}
+
+impl Bench {
+    /// Runs a job in guests, their output in the test's log.
+    fn in_guests(&self, shape: &Shape, job: &Job, limit: Duration) -> Result<Outcome> {
+        let parts = Parts::prepare(&self.cache, shape)?;
+        let mut log = File::options().append(true).open(&self.log)?;
+        parts.run(job, limit, &mut |guest, line| {
+            let _ = writeln!(log, "[guest{guest}] {line}");
+        })
+    }
+}
+
+fn quick_pair() -> Shape {
+    Shape { rdma: false, memory_mib: 512, ..Shape::of_kind(Kind::Uml) }
+}
+
+fn job(commands: &str) -> Job {
+    Job { script: format!("#!/bin/bash\n{commands}\n").into_bytes(), ..Job::default() }
+}
+
+fn a_failing_script(bench: &Bench) -> Result<()> {
+    let job = job("echo guest $GUEST_INDEX; exit $((GUEST_INDEX * 7))");
+    let outcome = bench.in_guests(&quick_pair(), &job, LIMIT)?;
+    if outcome.statuses != [0, 7] || outcome.success() {
+        bail!("the statuses are {:?}", outcome.statuses);
+    }
+    if outcome.lines != [["guest 0"], ["guest 1"]] {
+        bail!("the output is {:?}", outcome.lines);
+    }
+    Ok(())
+}
+
+fn a_broken_barrier(bench: &Bench) -> Result<()> {
+    let job = job("[[ $GUEST_INDEX == 1 ]] || lab-barrier never");
+    let outcome = bench.in_guests(&quick_pair(), &job, LIMIT)?;
+    if outcome.statuses != [1, 0] {
+        bail!("the statuses are {:?}", outcome.statuses);
+    }
+    Ok(())
+}
+
+fn a_time_out(bench: &Bench) -> Result<()> {
+    let job = job("sleep 600");
+    match bench.in_guests(&quick_pair(), &job, Duration::from_secs(2)) {
+        Err(error) if format!("{error:#}").contains("time-out") => Ok(()),
+        Err(error) => Err(error.context("another error than the time-out")),
+        Ok(outcome) => bail!("no time-out, but {:?}", outcome.statuses),
+    }
+}

@@ -1,0 +1,76 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# What `cargo lab demo` runs in both guests. Lines that begin with RESULT, COUNT or STEP are for
+# the lab, which makes the table; others are shown.
+set -euo pipefail
+source ./rdma.sh
+
+ours=$RDMA_DEVICE
+add_rxe
+failed=0
+
+# measure LABEL BYTES MODE COMMAND…: the same command over our device and over rxe.
+measure() {
+    local label=$1 bytes=$2 mode=$3
+    shift 3
+    echo "STEP $label, $bytes bytes, $mode"
+    local device
+    for device in "$ours" rxe0; do
+        local before after status=0 value
+        before=$(counters "$device")
+        pair "$label-$bytes-$mode-$device" "$@" -d "$device" "$(gid_option "$1")" \
+            "$(gid_index "$device")" || status=$?
+        after=$(counters "$device")
+        value=$(figure "$1")
+        if [[ $status != 0 || -z $value ]]; then
+            if grep -qiE 'not (available|supported)|unsupported|invalid option' /tmp/output; then
+                value=none
+            else
+                value=failed
+                failed=1
+                echo "$label, $bytes bytes, $mode, over $device failed ($status):"
+                tail -n 12 /tmp/output
+            fi
+        fi
+        [[ $GUEST_INDEX == 0 ]] || echo "RESULT $(side "$device") $label $bytes $mode $value"
+        # shellcheck disable=SC2086 # three numbers each
+        [[ $device == rxe0 ]] || echo "COUNT $label $bytes $mode $(difference $before $after)"
+    done
+}
+
+side() { if [[ $1 == rxe0 ]]; then echo rxe; else echo ours; fi; }
+
+gid_option() { if [[ $1 == ibv_rc_pingpong ]]; then echo -g; else echo -x; fi; }
+
+counters() {
+    echo "$(counter "$1" send_wqes) $(counter "$1" doorbell_kicks) $(counter "$1" cq_interrupts)"
+}
+
+difference() { echo "$(($4 - $1)) $(($5 - $2)) $(($6 - $3))"; }
+
+# figure PROGRAM: the figure in /tmp/output: MiB/s on average, or microseconds, typically.
+figure() {
+    case $1 in
+        ibv_rc_pingpong) sed -n 's/.*= *\([0-9.]*\) usec\/iter.*/\1/p' /tmp/output ;;
+        *_bw) awk '/^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+/ { value = $4 } END { print value }' /tmp/output ;;
+        *_lat) awk '/^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+/ { value = $5 } END { print value }' /tmp/output ;;
+    esac
+}
+
+if [[ $GUEST_INDEX == 0 ]]; then
+    ibv_devinfo -d "$ours"
+fi
+for mode in polled events; do
+    option=()
+    [[ $mode == polled ]] || option=(-e)
+    measure ibv_rc_pingpong 4096 $mode ibv_rc_pingpong -c -n 500 -s 4096 "${option[@]}"
+    for program in ib_write_bw ib_read_bw ib_send_bw; do
+        for bytes in 64 4096 65536; do
+            measure $program $bytes $mode $program -F -D 2 -s $bytes "${option[@]}"
+        done
+    done
+    for program in ib_write_lat ib_send_lat; do
+        measure $program 2 $mode $program -F -n 500 -s 2 "${option[@]}"
+    done
+done
+exit "$failed"
