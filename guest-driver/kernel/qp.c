@@ -30,7 +30,7 @@ static u32 vrdma_send_stride(u32 max_sge, u32 max_inline);
 static u32 vrdma_recv_stride(u32 max_sge);
 static void vrdma_qp_free_memory(struct vrdma_vdev *vd, struct vrdma_qp *qp);
 static void vrdma_qp_clean_cqs(struct vrdma_qp *qp);
-static int vrdma_attr_to_wire(struct vrdma_qp *qp, const struct ib_qp_attr *attr, int mask,
+static int vrdma_attr_to_wire(const struct ib_qp_attr *attr, int mask,
 			      struct virtio_rdma_qp_attr *wire);
 static int vrdma_av_to_wire(const struct rdma_ah_attr *ah, struct virtio_rdma_address_vector *av);
 static void vrdma_av_from_wire(struct ib_device *ibdev,
@@ -140,7 +140,7 @@ int vrdma_modify_qp(struct ib_qp *ibqp, struct ib_qp_attr *attr, int mask,
 	err = -EINVAL;
 	if (!ib_modify_qp_is_ok(from, to, ibqp->qp_type, mask))
 		goto out;
-	err = vrdma_attr_to_wire(qp, attr, mask, &request.attr);
+	err = vrdma_attr_to_wire(attr, mask, &request.attr);
 	if (err)
 		goto out;
 	request.qpn = cpu_to_le32(qp->qpn);
@@ -395,27 +395,44 @@ static void vrdma_qp_clean_cqs(struct vrdma_qp *qp)
 		vrdma_cq_clean(to_vcq(qp->ibqp.recv_cq), qp->qpn);
 }
 
-static int vrdma_attr_to_wire(struct vrdma_qp *qp, const struct ib_qp_attr *attr, int mask,
+/* Only what the mask names: the rest of attr may not be initialised. */
+static int vrdma_attr_to_wire(const struct ib_qp_attr *attr, int mask,
 			      struct virtio_rdma_qp_attr *wire)
 {
-	/* The core checks which attributes there are; what has not been set counts for nothing. */
-	wire->qp_state = attr->qp_state;
-	wire->cur_qp_state = attr->cur_qp_state;
-	wire->path_mtu = attr->path_mtu;
-	wire->port = attr->port_num;
-	wire->qkey = cpu_to_le32(attr->qkey);
-	wire->rq_psn = cpu_to_le32(attr->rq_psn & 0xffffff);
-	wire->sq_psn = cpu_to_le32(attr->sq_psn & 0xffffff);
-	wire->dest_qpn = cpu_to_le32(attr->dest_qp_num);
-	wire->access = cpu_to_le32(vrdma_access_to_wire(attr->qp_access_flags));
-	wire->pkey_index = cpu_to_le16(attr->pkey_index);
-	wire->max_rd_atomic = attr->max_rd_atomic;
-	wire->max_dest_rd_atomic = attr->max_dest_rd_atomic;
-	wire->min_rnr_timer = attr->min_rnr_timer;
-	wire->timeout = attr->timeout;
-	wire->retry_cnt = attr->retry_cnt;
-	wire->rnr_retry = attr->rnr_retry;
-	wire->sq_draining = mask & IB_QP_EN_SQD_ASYNC_NOTIFY && attr->en_sqd_async_notify;
+	if (mask & IB_QP_STATE)
+		wire->qp_state = attr->qp_state;
+	if (mask & IB_QP_CUR_STATE)
+		wire->cur_qp_state = attr->cur_qp_state;
+	if (mask & IB_QP_PATH_MTU)
+		wire->path_mtu = attr->path_mtu;
+	if (mask & IB_QP_PORT)
+		wire->port = attr->port_num;
+	if (mask & IB_QP_QKEY)
+		wire->qkey = cpu_to_le32(attr->qkey);
+	if (mask & IB_QP_RQ_PSN)
+		wire->rq_psn = cpu_to_le32(attr->rq_psn & 0xffffff);
+	if (mask & IB_QP_SQ_PSN)
+		wire->sq_psn = cpu_to_le32(attr->sq_psn & 0xffffff);
+	if (mask & IB_QP_DEST_QPN)
+		wire->dest_qpn = cpu_to_le32(attr->dest_qp_num);
+	if (mask & IB_QP_ACCESS_FLAGS)
+		wire->access = cpu_to_le32(vrdma_access_to_wire(attr->qp_access_flags));
+	if (mask & IB_QP_PKEY_INDEX)
+		wire->pkey_index = cpu_to_le16(attr->pkey_index);
+	if (mask & IB_QP_MAX_QP_RD_ATOMIC)
+		wire->max_rd_atomic = attr->max_rd_atomic;
+	if (mask & IB_QP_MAX_DEST_RD_ATOMIC)
+		wire->max_dest_rd_atomic = attr->max_dest_rd_atomic;
+	if (mask & IB_QP_MIN_RNR_TIMER)
+		wire->min_rnr_timer = attr->min_rnr_timer;
+	if (mask & IB_QP_TIMEOUT)
+		wire->timeout = attr->timeout;
+	if (mask & IB_QP_RETRY_CNT)
+		wire->retry_cnt = attr->retry_cnt;
+	if (mask & IB_QP_RNR_RETRY)
+		wire->rnr_retry = attr->rnr_retry;
+	if (mask & IB_QP_EN_SQD_ASYNC_NOTIFY)
+		wire->sq_draining = attr->en_sqd_async_notify;
 	if (mask & IB_QP_AV)
 		return vrdma_av_to_wire(&attr->ah_attr, &wire->av);
 	return 0;
