@@ -17,7 +17,9 @@ mod numbers;
 mod place;
 mod poller;
 mod qp;
+mod run_queue;
 mod spin;
+mod sync;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who runs the QPs that couldn't finish in the call that posted: a run queue and a timer table for
-//! each worker. A QP is in the run queue at most once, and no request to run it is lost.
+//! Who runs the QPs that couldn't finish in the call that posted: for each worker a run queue (in
+//! `run_queue`) and a timer table.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rdma_midlayer::driver::{Poller, Turn, Waker};
@@ -14,6 +14,7 @@ use rdma_midlayer::types::Qpn;
 use super::context::Context;
 use super::cq::Cq;
 use super::qp::Qp;
+use super::run_queue::RunQueue;
 use super::spin::SpinLock;
 
 /// QPs that one turn moves to ERR when their CQ failed.
@@ -27,34 +28,12 @@ enum Task {
     CqFailed { context: Arc<Context>, users: Vec<Qpn> },
 }
 
-/// Something that is entered in a run queue at most once at a time.
-pub(crate) struct Queued(AtomicBool);
-
-impl Queued {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicBool::new(false))
-    }
-
-    /// Whether the caller has to enter it: what the caller did before is seen by the run to come.
-    fn request(&self) -> bool {
-        !self.0.swap(true, Ordering::AcqRel)
-    }
-
-    /// A run begins: requests from now on are for another one.
-    fn begin(&self) {
-        self.0.swap(false, Ordering::AcqRel);
-    }
-}
-
 /// A worker's share of the QPs.
 pub(crate) struct SoftPoller {
-    tasks: SpinLock<VecDeque<Task>>,
+    tasks: RunQueue<Task>,
     timers: SpinLock<BTreeMap<TimerKey, Arc<Qp>>>,
-    /// How many there are of either, so that a turn without work takes no lock.
-    task_count: AtomicUsize,
+    /// How many timers there are, so that a turn without any takes no lock.
     timer_count: AtomicUsize,
-    /// The worker has found nothing to do and may be asleep.
-    idle: AtomicBool,
     waker: SpinLock<Option<Arc<dyn Waker>>>,
 }
 
@@ -64,11 +43,9 @@ pub(crate) type TimerKey = (Instant, usize);
 impl SoftPoller {
     pub(crate) fn new() -> Self {
         Self {
-            tasks: SpinLock::new(VecDeque::new()),
+            tasks: RunQueue::new(),
             timers: SpinLock::new(BTreeMap::new()),
-            task_count: AtomicUsize::new(0),
             timer_count: AtomicUsize::new(0),
-            idle: AtomicBool::new(true),
             waker: SpinLock::new(None),
         }
     }
@@ -92,7 +69,7 @@ impl SoftPoller {
         timers.insert(key, qp.clone());
         self.timer_count.store(timers.len(), Ordering::Relaxed);
         drop(timers);
-        self.wake();
+        self.wake_if_idle();
         key
     }
 
@@ -107,34 +84,22 @@ impl SoftPoller {
     }
 
     fn enter(&self, task: Task) {
-        let mut tasks = self.tasks.lock();
-        tasks.push_back(task);
-        self.task_count.store(tasks.len(), Ordering::Relaxed);
-        drop(tasks);
-        self.wake();
-    }
-
-    /// The oldest task. A count that lags behind a task just entered is harmless: whoever enters one
-    /// wakes the worker if it was found idle.
-    fn next_task(&self) -> Option<Task> {
-        if self.task_count.load(Ordering::Relaxed) == 0 {
-            return None;
+        if self.tasks.enter(task) {
+            self.wake();
         }
-        let mut tasks = self.tasks.lock();
-        let task = tasks.pop_front();
-        self.task_count.store(tasks.len(), Ordering::Relaxed);
-        task
     }
 
-    /// Wakes the worker if it may be asleep. Pairs with the fence in `poll`: either the worker sees
-    /// what was entered, or we see that it is idle.
+    /// The worker has to look at something else than tasks.
+    fn wake_if_idle(&self) {
+        if self.tasks.must_wake() {
+            self.wake();
+        }
+    }
+
     fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::AcqRel) {
-            let waker = self.waker.lock().clone();
-            if let Some(waker) = waker {
-                waker.wake();
-            }
+        let waker = self.waker.lock().clone();
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -180,32 +145,26 @@ impl SoftPoller {
 impl Poller for SoftPoller {
     fn poll(&self, now: Instant, budget: usize) -> Turn {
         let guard = rcu::enter();
-        self.idle.store(false, Ordering::Relaxed);
+        self.tasks.awake();
         let mut worked = self.expire(now);
         let mut used = 0;
         while used < budget.max(1) {
-            let Some(task) = self.next_task() else { break };
+            let Some(task) = self.tasks.next() else { break };
             used += self.run(task, now, &guard).max(1);
             worked = true;
         }
-        let mut deadline = self.deadline();
         if !worked {
-            self.idle.store(true, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if self.task_count.load(Ordering::Relaxed) > 0 {
-                self.idle.store(false, Ordering::Relaxed);
-                worked = true;
-            }
-            deadline = self.deadline();
+            worked = !self.tasks.fall_idle();
         }
-        Turn { worked, deadline }
+        // After falling idle: a timer that starts later wakes the worker.
+        Turn { worked, deadline: self.deadline() }
     }
 
     fn set_waker(&self, waker: Arc<dyn Waker>) {
         let old = self.waker.lock().replace(waker);
         drop(old);
         // What came before the waker was there.
-        if !self.tasks.lock().is_empty() || self.deadline().is_some() {
+        if self.tasks.has_tasks() || self.deadline().is_some() {
             self.wake();
         }
     }

@@ -6,10 +6,11 @@
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::sync::{AtomicBool, Ordering, pause, yield_now};
 
 /// Tries before the holder is assumed to have lost its CPU.
-const PATIENCE: u32 = 400;
+const PATIENCE: u32 = if cfg!(loom) { 1 } else { 400 };
 
 /// A value that one thread at a time may use.
 pub(crate) struct SpinLock<T> {
@@ -23,7 +24,7 @@ unsafe impl<T: Send> Send for SpinLock<T> {}
 unsafe impl<T: Send> Sync for SpinLock<T> {}
 
 impl<T> SpinLock<T> {
-    pub(crate) const fn new(value: T) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self { locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
@@ -54,7 +55,7 @@ impl<T> SpinLock<T> {
     #[cold]
     fn spin(&self) -> Option<SpinGuard<'_, T>> {
         for _ in 0..PATIENCE {
-            std::hint::spin_loop();
+            pause();
             if !self.locked.load(Ordering::Relaxed)
                 && let Some(guard) = self.take()
             {
@@ -71,7 +72,7 @@ impl<T> SpinLock<T> {
                 return guard;
             }
             // Does not block: it only offers the CPU to a holder that was preempted.
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }
@@ -105,7 +106,7 @@ impl<T> Drop for SpinGuard<'_, T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;

@@ -19,7 +19,8 @@ use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::Context;
 use super::cq::{Cq, Overflowed};
-use super::poller::{Queued, SoftPoller};
+use super::poller::SoftPoller;
+use super::run_queue::Queued;
 use super::spin::SpinLock;
 use requester::Requester;
 use responder::Responder;
