@@ -12,7 +12,8 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// What a consumer gives to hear of the events of its context's objects, and of the device.
 ///
-/// Called from a dispatcher's thread, one event after the other; must not sleep.
+/// Called from a dispatcher's thread, one event after the other; must not sleep, nor take a lock that
+/// is held while an object is destroyed: that waits until its events are delivered.
 pub type EventHandler = Box<dyn Fn(AsyncEvent) + Send + Sync>;
 
 /// What a consumer gives to hear of all events of a device: whose context it comes from, if it is of

@@ -304,11 +304,18 @@ fn events_reach_every_handler_in_the_order_of_dispatch() {
     let context = stage.device.alloc_context(&cx, spec).unwrap();
     let (all_sender, all) = channel();
     let all_sender = Mutex::new(all_sender);
+    let (go, wait) = channel();
+    let (wait, held_up) = (Mutex::new(wait), Mutex::new(false));
     let handler = stage
         .device
         .register_event_handler(
             &cx,
-            Box::new(move |from, event| all_sender.lock().unwrap().send((from, event)).unwrap()),
+            Box::new(move |from, event| {
+                if !std::mem::replace(&mut *held_up.lock().unwrap(), true) {
+                    wait.lock().unwrap().recv().unwrap();
+                }
+                all_sender.lock().unwrap().send((from, event)).unwrap();
+            }),
         )
         .unwrap();
     let sink = hca.ledger.events.get().unwrap().clone();
@@ -320,10 +327,12 @@ fn events_reach_every_handler_in_the_order_of_dispatch() {
         AsyncEvent::GidChange(1),
         AsyncEvent::DeviceFatal,
     ];
-    for n in 0..200 {
+    // More than the pool holds, while the first one holds the others up.
+    for n in 0..1000 {
         sink.dispatch(events[n % events.len()]);
     }
-    for n in 0..200 {
+    go.send(()).unwrap();
+    for n in 0..1000 {
         let want = events[n % events.len()];
         assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), want);
         let got = all.recv_timeout(Duration::from_secs(10)).unwrap();
