@@ -4,7 +4,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::SegQueue;
@@ -88,6 +88,8 @@ impl CompQueue {
         if cq.queue_event() {
             self.pending.push(cq);
         }
+        // Pairs with the one in `flush`: whoever is at it sees what was pushed, or we see it done.
+        fence(Ordering::SeqCst);
         self.flush();
     }
 
@@ -104,6 +106,8 @@ impl CompQueue {
             }
             let went_on = self.flush_some();
             self.busy.store(false, Ordering::Release);
+            // Who raises: push, fence, look at `busy`. We: `busy`, fence, look for more.
+            fence(Ordering::SeqCst);
             if !went_on {
                 return;
             }
@@ -172,12 +176,16 @@ impl EventQueue {
         inner.waiting.clear();
     }
 
-    /// Tells the driver, in order, or keeps it until there is a buffer; the same event waits once.
+    /// Tells the driver, in order, or keeps it until there is a buffer; the same event waits once,
+    /// where it came last.
     pub fn raise(&self, event: AsyncEvent) {
         let mut inner = self.inner();
-        if inner.waiting.insert((event.event.get(), event.number.get())) {
-            inner.events.push_back(event);
+        let name = |event: &AsyncEvent| (event.event.get(), event.number.get());
+        if !inner.waiting.insert(name(&event)) {
+            // The news is what happened last: an HCA that went and came again is there.
+            inner.events.retain(|waiting| name(waiting) != name(&event));
         }
+        inner.events.push_back(event);
         self.flush_inner(&mut inner);
     }
 
