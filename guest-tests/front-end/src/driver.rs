@@ -5,7 +5,9 @@
 
 mod srq;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use virtio_rdma_abi::config::{ABI_MAJOR, ABI_MINOR, Config};
@@ -36,7 +38,8 @@ pub struct Pd {
     pub number: u32,
 }
 
-/// A memory region. It does not own its memory.
+/// A memory region. It does not own its memory; but pages that are registered are not given to
+/// others before `Driver::dereg_mr`, even if their buffer is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mr {
     /// Its number, for DEREG_MR.
@@ -116,6 +119,8 @@ struct Inner {
     init: InitAnswer,
     status_page: Arc<Buffer>,
     qps: Arc<QpTable>,
+    /// By the number of an MR, the users of the pages under it.
+    registered: Mutex<HashMap<u32, Arc<AtomicU32>>>,
     own_uar: Mutex<Option<Uar>>,
     /// The table of address handles, and how many are in use.
     ahs: Mutex<Option<(Buffer, usize)>>,
@@ -166,6 +171,7 @@ impl Driver {
             init,
             status_page: Arc::new(status_page),
             qps: Arc::new(QpTable::new()),
+            registered: Mutex::default(),
             own_uar: Mutex::new(None),
             ahs: Mutex::new(None),
             gid: Mutex::new(GidEntry { index: 0, gid: [0; 16], mac: [0; 6] }),
@@ -326,14 +332,21 @@ impl Driver {
         let pages = buffer.pages();
         let pages = pages.get(range.start / PAGE..range.end.div_ceil(PAGE)).unwrap_or(&[]);
         let tables = PageTables::new(&self.0.memory, pages, 12)?;
-        self.reg_mr_request(&RegMrRequest {
+        let mr = self.reg_mr_request(&RegMrRequest {
             pdn: pd.number.into(),
             access: access.into(),
             iova: iova.into(),
             length: (range.len() as u64).into(),
             offset: ((range.start % PAGE) as u64).into(),
             pages: tables.list,
-        })
+        })?;
+        buffer.users().fetch_add(1, Ordering::AcqRel);
+        self.registered().insert(mr.number, Arc::clone(buffer.users()));
+        Ok(mr)
+    }
+
+    fn registered(&self) -> MutexGuard<'_, HashMap<u32, Arc<AtomicU32>>> {
+        self.0.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// REG_MR with a request of the caller's.
@@ -351,7 +364,11 @@ impl Driver {
 
     /// DEREG_MR.
     pub fn dereg_mr(&self, mr: &Mr) -> Result<(), CommandError> {
-        self.destroy(CMD_DEREG_MR, mr.number)
+        self.destroy(CMD_DEREG_MR, mr.number)?;
+        if let Some(users) = self.registered().remove(&mr.number) {
+            users.fetch_sub(1, Ordering::AcqRel);
+        }
+        Ok(())
     }
 
     /// CREATE_CQ on scattered pages.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::error::Error;
@@ -192,7 +192,7 @@ impl GuestMemory {
             let start = lock(&region.free).take_extent(count);
             if let Some(start) = start {
                 let list = (start..start + count).map(|page| (Arc::clone(region), page)).collect();
-                return Buffer::new(Pages { list, with_device: AtomicBool::new(false) }, bytes);
+                return Buffer::new(Pages { list, users: Arc::default() }, bytes);
             }
         }
         Err(error)
@@ -223,13 +223,13 @@ impl GuestMemory {
 #[derive(Debug, Default)]
 struct Pages {
     list: Vec<(Arc<Region>, u32)>,
-    /// The device may still use them: they are not to be given to others.
-    with_device: AtomicBool,
+    /// Objects of the device that use them: while there are any, they are not to be given to others.
+    users: Arc<AtomicU32>,
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        if *self.with_device.get_mut() {
+        if self.users.load(Ordering::Acquire) > 0 {
             return;
         }
         for (region, page) in self.list.drain(..) {
@@ -295,10 +295,15 @@ impl Buffer {
         region.guest_address + u64::from(*page) * PAGE as u64 + (offset % PAGE) as u64
     }
 
-    /// While true, dropping the buffer does not free its pages for others: an object of the device
-    /// lives in them.
-    pub fn set_with_device(&self, with_device: bool) {
-        self.pages.with_device.store(with_device, Ordering::Release);
+    /// An object of the device lives in it, or does not any more. While one does, dropping the buffer
+    /// does not free its pages for others.
+    pub(crate) fn set_with_device(&self, with_device: bool) {
+        self.pages.users.store(u32::from(with_device), Ordering::Release);
+    }
+
+    /// Counts the objects of the device that use the pages.
+    pub(crate) fn users(&self) -> &Arc<AtomicU32> {
+        &self.pages.users
     }
 
     /// The memory itself, for atomic access.
