@@ -4,24 +4,26 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use rdma_midlayer::attr::GidEntry;
+use rdma_midlayer::attr::{AhAttr, GidEntry};
 use rdma_midlayer::driver::{
-    AsyncEvent, ContextDriver, ContextInit, CqDriver, CqInit, EventSink, MrDriver, PdDriver,
-    QpDriver, QpInit,
+    AhDriver, AsyncEvent, ContextDriver, ContextInit, CqDriver, CqInit, EventSink, MrDriver,
+    PdDriver, QpDriver, QpInit, SrqDriver, SrqInit,
 };
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::{self, Table};
-use rdma_midlayer::types::{Access, Cqn, Gid, Qpn};
+use rdma_midlayer::types::{Access, Cqn, Gid, QpType, Qpn, Srqn};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::Limits;
+use super::ah::Ah;
 use super::cq::Cq;
 use super::keys::{Memory, Mr, Mrs};
 use super::network::Network;
 use super::numbers::{NumberPool, Reuse};
 use super::poller::SoftPoller;
-use super::qp::Qp;
+use super::qp::{GSI_QPN, Qp};
 use super::spin::SpinLock;
+use super::srq::Srq;
 
 /// Numbers below are special or reserved (QP0, QP1).
 const FIRST_QPN: u32 = 16;
@@ -42,6 +44,7 @@ pub(crate) struct Context {
     cqs: Table<Cq>,
     qpns: Mutex<NumberPool>,
     cqns: Mutex<NumberPool>,
+    srqns: Mutex<NumberPool>,
     pds: Mutex<NumberPool>,
 }
 
@@ -70,6 +73,7 @@ impl Context {
             cqs: Table::new(limits.max_cq as usize + 1),
             qpns: pool(FIRST_QPN, limits.max_qp, Reuse::Late),
             cqns: pool(1, limits.max_cq, Reuse::Early),
+            srqns: pool(1, limits.max_srq, Reuse::Early),
             pds: pool(1, limits.max_pd, Reuse::Early),
             limits,
         })
@@ -104,7 +108,12 @@ impl Context {
     /// Unpublishes a QP; returns when nobody can be finding it any more.
     pub(crate) fn remove_qp(&self, cx: &MaySleep, qpn: Qpn) {
         drop(self.qps.remove(cx, qpn.0 as usize));
+        // QP1 is not of the pool, which takes no notice of it.
         locked(&self.qpns).give_back(qpn.0);
+    }
+
+    pub(crate) fn remove_srq(&self, _cx: &MaySleep, srqn: Srqn) {
+        locked(&self.srqns).give_back(srqn.0);
     }
 
     pub(crate) fn remove_cq(&self, cx: &MaySleep, cqn: Cqn) {
@@ -181,6 +190,7 @@ impl ContextDriver for Context {
     fn resume(&self, _cx: &MaySleep) -> Result<()> {
         self.suspended.store(false, Ordering::Release);
         let numbers = FIRST_QPN..FIRST_QPN + self.limits.max_qp;
+        let numbers = [GSI_QPN.0].into_iter().chain(numbers);
         numbers.filter_map(|qpn| self.qp(Qpn(qpn))).for_each(|qp| qp.go_on());
         Ok(())
     }
@@ -237,16 +247,32 @@ impl PdDriver for Pd {
     fn create_qp(&self, _cx: &MaySleep, init: QpInit) -> Result<Arc<dyn QpDriver>> {
         let context = &self.context;
         let poller = &context.pollers[init.poller % context.pollers.len()];
-        let number = locked(&context.qpns).take().ok_or(Error::Limit("queue pairs"))?;
+        let number = match init.qp_type {
+            QpType::Gsi if !init.privileged => return Err(Error::NotPermitted("QP1")),
+            QpType::Gsi => GSI_QPN.0,
+            _ => locked(&context.qpns).take().ok_or(Error::Limit("queue pairs"))?,
+        };
         let give_back = || locked(&context.qpns).give_back(number);
         let qp = Qp::new(context.clone(), self.number, Qpn(number), poller.clone(), init)
             .inspect_err(|_| give_back())?;
         if context.qps.insert(number as usize, qp.clone()).is_err() {
             give_back();
-            return Err(Error::Limit("queue pairs"));
+            return Err(Error::Busy("the QP's number"));
         }
         qp.attach();
         Ok(qp)
+    }
+
+    fn create_ah(&self, attr: &AhAttr) -> Result<Arc<dyn AhDriver>> {
+        Ok(Arc::new(Ah::new(*attr)))
+    }
+
+    fn create_srq(&self, _cx: &MaySleep, init: SrqInit) -> Result<Arc<dyn SrqDriver>> {
+        let context = &self.context;
+        let number = locked(&context.srqns).take().ok_or(Error::Limit("SRQs"))?;
+        let srq = Srq::new(context.clone(), Srqn(number), init)
+            .inspect_err(|_| locked(&context.srqns).give_back(number))?;
+        Ok(Arc::new(srq))
     }
 
     fn dealloc(&self, _cx: &MaySleep) -> Result<()> {

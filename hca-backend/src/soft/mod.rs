@@ -9,6 +9,7 @@
 //! run queue), one at a time. No thread that holds a responder side ever waits for a requester side,
 //! so two QPs that send to each other cannot lock each other out.
 
+mod ah;
 mod context;
 mod cq;
 mod keys;
@@ -19,6 +20,7 @@ mod poller;
 mod qp;
 mod run_queue;
 mod spin;
+mod srq;
 mod sync;
 
 use std::collections::HashMap;
@@ -72,6 +74,10 @@ pub struct Limits {
     pub max_inline: u32,
     /// READs and atomics outstanding at a QP, in either role: up to 255.
     pub max_rd_atomic: u8,
+    /// Address handles. They cost nothing here; the number is what a consumer may count on.
+    pub max_ah: u32,
+    /// SRQs.
+    pub max_srq: u32,
     /// Entries of the GID table.
     pub max_gids: u32,
 }
@@ -89,6 +95,8 @@ impl Default for Limits {
             max_sge: MAX_SGE as u32,
             max_inline: 1024,
             max_rd_atomic: 128,
+            max_ah: 65_536,
+            max_srq: 65_536,
             max_gids: 256,
         }
     }
@@ -151,6 +159,10 @@ impl HcaDriver for SoftHca {
             max_cqe: limits.max_cqe,
             max_mr: limits.max_mr,
             max_pd: limits.max_pd,
+            max_ah: limits.max_ah,
+            max_srq: limits.max_srq,
+            max_srq_wr: limits.max_qp_wr,
+            max_srq_sge: limits.max_sge,
             max_qp_rd_atom: u32::from(limits.max_rd_atomic),
             max_qp_init_rd_atom: u32::from(limits.max_rd_atomic),
             atomic_cap: 2,

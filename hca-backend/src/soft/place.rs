@@ -89,6 +89,24 @@ impl<'a> Place<'a> {
         if left > 0 { Err(ProtectionFault) } else { Ok(Self::Many { sges, view }) }
     }
 
+    /// Reads all of the first bytes of the place.
+    pub(crate) fn read(&self, to: &mut [u8]) -> Result<(), ProtectionFault> {
+        let mut done = 0;
+        while done < to.len() {
+            let left = &mut to[done..];
+            if let Self::Bytes(bytes) = self {
+                let part = bytes.get(done..done + left.len()).ok_or(ProtectionFault)?;
+                left.copy_from_slice(part);
+                return Ok(());
+            }
+            let (memory, addr, together) = self.at(done as u64)?;
+            let piece = together.min(left.len() as u64) as usize;
+            memory.read(addr, &mut left[..piece]).map_err(|_| ProtectionFault)?;
+            done += piece;
+        }
+        Ok(())
+    }
+
     /// The memory at an offset into the message, and how many bytes from there lie together.
     fn at(&self, offset: u64) -> Result<(&'a UserMemory, u64, u64), ProtectionFault> {
         match self {

@@ -356,6 +356,9 @@ pub struct Tenant {
 /// How to make an end.
 #[derive(Clone)]
 pub struct Setup {
+    pub qp_type: QpType,
+    pub privileged: bool,
+    pub srq: Option<Arc<dyn SrqDriver>>,
     pub attr: QpAttr,
     pub cap: QpCap,
     pub signal_all: bool,
@@ -369,6 +372,9 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
+            qp_type: QpType::Rc,
+            privileged: false,
+            srq: None,
             attr: QpAttr {
                 access: REMOTE_ALL,
                 timeout: 14,
@@ -424,16 +430,16 @@ impl End {
         let mr = tenant.pd.reg_mr(&lab.cx, whole(), REMOTE_ALL).unwrap();
         let [send, recv] = sinks;
         let init = QpInit {
-            qp_type: QpType::Rc,
+            qp_type: setup.qp_type,
             send_cq: cqs[0].clone(),
             recv_cq: cqs[1].clone(),
             cap: setup.cap,
             signal_all: setup.signal_all,
-            privileged: false,
+            privileged: setup.privileged,
             poller: setup.poller,
             recv_source: setup.ring.clone().map(|r| r as Arc<dyn RecvSource>),
             send_ready: setup.ready.clone().map(|r| r as Arc<dyn SendReady>),
-            srq: None,
+            srq: setup.srq.clone(),
             xrcd: None,
         };
         let qp = tenant.pd.create_qp(&lab.cx, init).unwrap();

@@ -3,6 +3,7 @@
 //! `requester`, how the peer's side answers in `responder`, modify and query in `attr`.
 
 mod attr;
+mod datagram;
 mod queue;
 mod requester;
 mod responder;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
-use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, QpDriver, QpInit, own};
+use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, QpDriver, QpInit, own, own_any};
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{QpState, QpType, Qpn};
 use rdma_midlayer::work::{RecvWr, SendWr, WorkCompletion};
@@ -22,6 +23,9 @@ use super::cq::{Cq, Overflowed};
 use super::poller::SoftPoller;
 use super::run_queue::Queued;
 use super::spin::SpinLock;
+use super::srq::Srq;
+pub(crate) use datagram::GSI_QPN;
+pub(crate) use queue::RecvQueue;
 use requester::Requester;
 use responder::Responder;
 
@@ -41,13 +45,16 @@ struct Side<T>(SpinLock<T>);
 /// What a QP was created with.
 #[derive(Clone, Copy, Debug)]
 struct Creation {
+    qp_type: QpType,
     pd: u32,
     cap: QpCap,
     signal_all: bool,
     /// The send WQEs stay in the consumer's ring; few are held here.
     consumer_ring: bool,
-    /// The receive WQEs are fetched from the consumer.
+    /// The receive WQEs are fetched from the consumer, or from an SRQ.
     recv_source: bool,
+    /// They come from an SRQ.
+    srq: bool,
 }
 
 /// A queue pair.
@@ -77,11 +84,12 @@ impl Qp {
         poller: Arc<SoftPoller>,
         init: QpInit,
     ) -> Result<Arc<Self>> {
-        if init.qp_type != QpType::Rc {
-            return Err(Error::Unsupported("QP types other than RC"));
+        if init.xrcd.is_some() || matches!(init.qp_type, QpType::XrcIni | QpType::XrcTgt) {
+            return Err(Error::Unsupported("XRC"));
         }
-        if init.srq.is_some() || init.xrcd.is_some() {
-            return Err(Error::Unsupported("SRQ and XRC"));
+        let srq = init.srq.map(|srq| own_any::<Srq>(srq)).transpose()?;
+        if srq.as_ref().is_some_and(|srq| !srq.is_of(&context)) {
+            return Err(Error::Invalid("an SRQ of another context"));
         }
         let (cap, limits) = (init.cap, context.limits());
         if cap.max_send_wr > limits.max_qp_wr
@@ -98,11 +106,13 @@ impl Qp {
             return Err(Error::Invalid("a CQ of another context"));
         }
         let created = Creation {
+            qp_type: init.qp_type,
             pd,
             cap,
             signal_all: init.signal_all,
             consumer_ring: init.send_ready.is_some(),
-            recv_source: init.recv_source.is_some(),
+            srq: srq.is_some(),
+            recv_source: init.recv_source.is_some() || srq.is_some(),
         };
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
@@ -116,7 +126,7 @@ impl Qp {
             queued: Queued::new(),
             recv_came: AtomicBool::new(false),
             requester: Side(SpinLock::new(Requester::new(send_cq, init.send_ready))),
-            responder: Side(SpinLock::new(Responder::new(recv_cq, init.recv_source))),
+            responder: Side(SpinLock::new(Responder::new(recv_cq, init.recv_source, srq))),
         }))
     }
 
@@ -147,7 +157,12 @@ impl Qp {
     fn enter_error(&self) -> bool {
         let old = self.state.swap(QpState::Err.code(), Ordering::AcqRel);
         self.schedule();
-        old != QpState::Err.code()
+        let entered = old != QpState::Err.code();
+        if entered && self.created.srq {
+            // Nothing is flushed of an SRQ: no further WQE is this QP's (IBA 10.2.9.3).
+            self.context.dispatch(AsyncEvent::LastWqeReached(self.qpn));
+        }
+        entered
     }
 
     /// The QP's CQ failed (IBA 11.6.3.2): goes to ERR, and says so.
@@ -191,6 +206,12 @@ impl Qp {
         more_sends || more_recvs
     }
 
+    /// There is a receive WQE at the peer, for which this requester waited.
+    pub(crate) fn recv_has_come(&self) {
+        self.recv_came.store(true, Ordering::Release);
+        self.schedule();
+    }
+
     /// The tenant goes on after a stop.
     pub(crate) fn go_on(&self) {
         self.schedule();
@@ -224,7 +245,7 @@ impl QpDriver for Qp {
         }
         self.reset(&mut requester, &mut responder);
         let ready = requester.ready.take();
-        let source = responder.source.take();
+        let source = (responder.source.take(), responder.srq.take());
         let cqs = [requester.cq.take(), responder.cq.take()];
         drop(responder);
         drop(requester);

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use super::datagram::Dest;
 use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::types::{RKey, WrOpcode};
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendData, SendFlags, SendWr, Sge};
@@ -21,6 +22,7 @@ struct SendHeader {
     rkey: RKey,
     compare_add: u64,
     swap: u64,
+    dest: Option<Dest>,
 }
 
 /// What data follows a header.
@@ -49,6 +51,7 @@ impl SendHeader {
             rkey: wr.rkey,
             compare_add: wr.compare_add,
             swap: wr.swap,
+            dest: Dest::of(wr),
         }
     }
 
@@ -64,6 +67,7 @@ impl SendHeader {
             rkey: RKey(0),
             compare_add: 0,
             swap: 0,
+            dest: None,
         }
     }
 }
@@ -173,6 +177,11 @@ impl Current {
         })
     }
 
+    /// Where the WR goes, if it is a datagram.
+    pub(super) fn dest(&self) -> Option<Dest> {
+        self.header.as_ref()?.dest
+    }
+
     pub(super) fn is_malformed(&self) -> bool {
         matches!(self.header, Some(SendHeader { kind: Kind::Malformed, .. }))
     }
@@ -185,35 +194,35 @@ impl Current {
 
 /// Receive WRs in order.
 #[derive(Default)]
-pub(super) struct RecvQueue {
+pub(crate) struct RecvQueue {
     headers: VecDeque<(u64, u32, u8)>,
     sges: VecDeque<Sge>,
 }
 
 impl RecvQueue {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.headers.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.headers.is_empty()
     }
 
     /// Appends a WR whose sizes were checked.
-    pub(super) fn push(&mut self, wr: &RecvWr<'_>) {
+    pub(crate) fn push(&mut self, wr: &RecvWr<'_>) {
         self.headers.push_back((wr.wr_id, wr.ticket, wr.sges.len() as u8));
         self.sges.extend(wr.sges);
     }
 
     /// Takes the oldest one out. False if there is none.
-    pub(super) fn pop_into(&mut self, wqe: &mut RecvWqe) -> bool {
+    pub(crate) fn pop_into(&mut self, wqe: &mut RecvWqe) -> bool {
         let Some((wr_id, ticket, count)) = self.headers.pop_front() else { return false };
         wqe.set(wr_id, ticket, self.sges.drain(..usize::from(count)));
         true
     }
 
     /// Forgets all, and gives the memory back.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
 }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{MalformedWqe, SendReady};
 use rdma_midlayer::rcu::{self, Guard};
-use rdma_midlayer::types::{Access, Gid, Psn, QpState, WcOpcode, WcStatus, WrOpcode};
+use rdma_midlayer::types::{Access, Gid, Psn, QpState, QpType, WcOpcode, WcStatus, WrOpcode};
 use rdma_midlayer::work::{SendData, SendFlags, SendWr, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, Result};
 
+use super::datagram::Dest;
 use super::queue::{Current, SendQueue};
 use super::responder::Request;
 use super::{FLUSH_A_TURN, PIECE, Qp};
@@ -198,7 +199,11 @@ impl Qp {
                 return Ok(());
             }
             r.refill_retries();
-            match self.execute(&r.attr, &mut r.link, wr, len, 0, &guard) {
+            let step = match Dest::of(wr) {
+                Some(dest) => self.execute_datagram(&r.attr, wr, &dest, len, &guard),
+                None => self.execute(&r.attr, &mut r.link, wr, len, 0, &guard),
+            };
+            match step {
                 Step::Done => self.complete(r.cq.as_ref(), wr, len, WcStatus::Success),
                 step => {
                     r.current.load(wr, 0);
@@ -260,6 +265,7 @@ impl Qp {
             WrOpcode::RdmaRead | WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => false,
             _ => return Err(Error::Invalid("opcode")),
         };
+        self.check_transport(wr)?;
         match wr.data {
             SendData::Sges(sges) if sges.len() > self.created.cap.max_send_sge as usize => {
                 Err(Error::Invalid("number of SGEs"))
@@ -314,7 +320,27 @@ impl Qp {
         true
     }
 
-    /// Carries out the next piece of a WR. Never sleeps.
+    /// Checks what the transport has (IBA table 58).
+    #[inline]
+    fn check_transport(&self, wr: &SendWr<'_>) -> Result<()> {
+        use WrOpcode::{RdmaWrite, RdmaWriteWithImm, Send, SendWithImm};
+        let opcode = wr.opcode;
+        let fits = match self.created.qp_type {
+            QpType::Rc => true,
+            QpType::Uc => matches!(opcode, Send | SendWithImm | RdmaWrite | RdmaWriteWithImm),
+            QpType::Ud | QpType::Gsi => matches!(opcode, Send | SendWithImm),
+            QpType::XrcIni | QpType::XrcTgt => false,
+        };
+        if !fits {
+            return Err(Error::Invalid("opcode for the transport"));
+        }
+        if wr.ud.is_some() != self.is_datagram() {
+            return Err(Error::Invalid("destination"));
+        }
+        Ok(())
+    }
+
+    /// Carries out the next piece of a WR of a connected QP. Never sleeps.
     #[inline]
     fn execute(
         &self,
@@ -345,7 +371,10 @@ impl Qp {
             self.recv_came.store(false, Ordering::Relaxed);
         }
         let psn = link.psn;
-        let Some(peer) = link.resolve(self, attr) else { return Step::Lost };
+        // On an unreliable connection a message that is lost is done (IBA 9.7.8, 9.8.2).
+        let unreliable = self.created.qp_type == QpType::Uc;
+        let lost = if unreliable { Step::Done } else { Step::Lost };
+        let Some(peer) = link.resolve(self, attr) else { return lost };
         let Some(mut responder) = peer.qp.responder.0.try_lock_briefly() else {
             return Step::Busy;
         };
@@ -353,7 +382,7 @@ impl Qp {
         if !peer.qp.accepts(&mut responder, &request, psn, peer.epoch, peer.source) {
             drop(responder);
             link.peer = None;
-            return Step::Lost;
+            return lost;
         }
         let step = peer.qp.respond(&mut responder, &request);
         if step == Step::Done {
@@ -362,7 +391,12 @@ impl Qp {
             drop(responder);
             link.psn = next;
         }
-        step
+        match step {
+            // What is wrong over there is never heard of.
+            Step::Rnr(_) | Step::Lost if unreliable => Step::Done,
+            Step::Fail(status) if unreliable && is_remote(status) => Step::Done,
+            step => step,
+        }
     }
 
     /// Makes the completion of a WR, if it wants one.
@@ -498,6 +532,8 @@ impl Qp {
             let (len, offset) = (length(wr.data), r.current.offset);
             let step = if r.current.is_malformed() {
                 Step::Fail(WcStatus::LocQpOpErr)
+            } else if let Some(dest) = r.current.dest() {
+                self.execute_datagram(&r.attr, &wr, &dest, len, guard)
             } else {
                 self.execute(&r.attr, &mut r.link, &wr, len, offset, guard)
             };
@@ -536,6 +572,11 @@ impl Qp {
         r.announce_room();
         !r.queue.is_empty()
     }
+}
+
+/// Whether it is the peer that tells of the error.
+fn is_remote(status: WcStatus) -> bool {
+    matches!(status, WcStatus::RemInvReqErr | WcStatus::RemAccessErr | WcStatus::RemOpErr)
 }
 
 /// Bytes of a WR's data.

@@ -10,7 +10,7 @@ use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, RecvSource, Taken};
 use rdma_midlayer::memory::Span;
 use rdma_midlayer::rcu::{self, Guard};
-use rdma_midlayer::types::{Access, Gid, Psn, QpState, Qpn, WcOpcode, WcStatus, WrOpcode};
+use rdma_midlayer::types::{Access, Gid, Psn, QpState, QpType, Qpn, WcOpcode, WcStatus, WrOpcode};
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, Result};
 
@@ -19,6 +19,7 @@ use super::requester::Step;
 use super::{FLUSH_A_TURN, PIECE, Qp};
 use crate::soft::cq::Cq;
 use crate::soft::place::{CopyFault, Place, View, copy};
+use crate::soft::srq::Srq;
 
 /// The responder side of a QP.
 pub(super) struct Responder {
@@ -35,10 +36,12 @@ pub(super) struct Responder {
     bound: Option<(u64, u64)>,
     pub(super) cq: Option<Arc<Cq>>,
     pub(super) source: Option<Arc<dyn RecvSource>>,
+    pub(super) srq: Option<Arc<Srq>>,
+    qkey: u32,
     queue: RecvQueue,
     /// The WQE of a message that is coming in, if `held`.
-    wqe: RecvWqe,
-    held: bool,
+    pub(super) wqe: RecvWqe,
+    pub(super) held: bool,
     /// The source was asked to report new WQEs.
     doorbell: bool,
     /// The requester that waits for a WQE.
@@ -85,7 +88,11 @@ enum NoWqe {
 }
 
 impl Responder {
-    pub(super) fn new(cq: Arc<Cq>, source: Option<Arc<dyn RecvSource>>) -> Self {
+    pub(super) fn new(
+        cq: Arc<Cq>,
+        source: Option<Arc<dyn RecvSource>>,
+        srq: Option<Arc<Srq>>,
+    ) -> Self {
         Self {
             epsn: Psn::new(0),
             access: Access::NONE,
@@ -97,6 +104,8 @@ impl Responder {
             bound: None,
             cq: Some(cq),
             source,
+            srq,
+            qkey: 0,
             queue: RecvQueue::default(),
             wqe: RecvWqe::default(),
             held: false,
@@ -109,6 +118,7 @@ impl Responder {
     /// Takes over what modify has set.
     pub(super) fn configure(&mut self, attr: &QpAttr, mask: QpAttrMask) {
         self.access = attr.access;
+        self.qkey = attr.qkey;
         self.max_dest_rd_atomic = attr.max_dest_rd_atomic;
         self.min_rnr_timer = attr.min_rnr_timer;
         self.dest_qpn = attr.dest_qpn;
@@ -130,6 +140,16 @@ impl Responder {
         self.want_doorbell(false);
     }
 
+    /// The Q_Key that a datagram must have.
+    pub(super) fn qkey(&self) -> u32 {
+        self.qkey
+    }
+
+    /// Takes the WQE for a datagram, which nobody waits for.
+    pub(super) fn take_datagram(&mut self) -> std::result::Result<(), ()> {
+        self.take(None).map_err(|_| ())
+    }
+
     /// A request was carried out.
     #[inline]
     pub(super) fn advance(&mut self, next: Psn) {
@@ -145,31 +165,37 @@ impl Responder {
         }
     }
 
-    /// Takes the oldest WQE out of the receive queue.
+    /// Takes the oldest WQE out of the receive queue, or the SRQ, where a requester may wait for it.
     #[inline]
-    fn take(&mut self) -> std::result::Result<(), NoWqe> {
-        let taken = match &self.source {
-            Some(source) => match source.take(&mut self.wqe) {
-                Ok(taken) => taken == Taken::Wqe,
-                Err(MalformedWqe { wr_id, ticket }) => {
-                    self.wqe.set(wr_id, ticket, std::iter::empty());
-                    self.held = true;
-                    return Err(NoWqe::Malformed);
-                }
-            },
-            None => self.queue.pop_into(&mut self.wqe),
+    fn take(&mut self, waiter: Option<&Qp>) -> std::result::Result<(), NoWqe> {
+        let taken = match (&self.source, &self.srq) {
+            (None, None) => Ok(match self.queue.pop_into(&mut self.wqe) {
+                true => Taken::Wqe,
+                false => Taken::Empty,
+            }),
+            (Some(source), _) => source.take(&mut self.wqe),
+            (None, Some(srq)) => {
+                srq.take(&mut self.wqe, waiter.map(|qp| (qp.uid, qp.this.clone())))
+            }
         };
-        self.held = taken;
-        if taken { Ok(()) } else { Err(NoWqe::Empty) }
+        self.held = taken != Ok(Taken::Empty);
+        match taken {
+            Ok(Taken::Wqe) => Ok(()),
+            Ok(Taken::Empty) => Err(NoWqe::Empty),
+            Err(MalformedWqe { wr_id, ticket }) => {
+                self.wqe.set(wr_id, ticket, std::iter::empty());
+                Err(NoWqe::Malformed)
+            }
+        }
     }
 
     /// As `take`; if there is nothing, new WQEs will be reported, and it looks once more.
     #[inline]
-    fn take_or_ask(&mut self) -> std::result::Result<(), NoWqe> {
-        let mut taken = self.take();
-        if matches!(taken, Err(NoWqe::Empty)) && !self.doorbell {
+    fn take_or_ask(&mut self, waiter: Option<&Qp>) -> std::result::Result<(), NoWqe> {
+        let mut taken = self.take(waiter);
+        if matches!(taken, Err(NoWqe::Empty)) && !self.doorbell && self.srq.is_none() {
             self.want_doorbell(true);
-            taken = self.take();
+            taken = self.take(None);
         }
         taken
     }
@@ -195,13 +221,15 @@ impl Qp {
         if responder.bound != bound {
             let ours = responder.dest_qpn == request.from.qpn
                 && responder.dgid == source
-                && self.context.gid(responder.sgid_index) == Some(request.attr.ah.dgid);
+                && self.context.gid(responder.sgid_index) == Some(request.attr.ah.dgid)
+                && self.created.qp_type == request.from.created.qp_type;
             if !ours {
                 return false;
             }
             responder.bound = bound;
         }
-        responder.epsn == psn
+        // An unreliable connection takes up where the next message begins.
+        responder.epsn == psn || self.created.qp_type == QpType::Uc && request.offset == 0
     }
 
     /// Where a WRITE goes, if it is the expected one of a requester that is known (`uid` and epoch),
@@ -365,7 +393,7 @@ impl Qp {
     }
 
     #[inline]
-    fn view<'a>(&'a self, access: Access, guard: &'a Guard) -> View<'a> {
+    pub(super) fn view<'a>(&'a self, access: Access, guard: &'a Guard) -> View<'a> {
         View { mrs: &self.context.mrs, pd: self.created.pd, access, guard }
     }
 
@@ -388,7 +416,7 @@ impl Qp {
         responder: &mut Responder,
         request: &Request<'_>,
     ) -> std::result::Result<(), Step> {
-        match responder.take_or_ask() {
+        match responder.take_or_ask(Some(request.from)) {
             Ok(()) => {
                 if responder.doorbell || responder.waiter.is_some() {
                     responder.waiter = None;
@@ -430,7 +458,7 @@ impl Qp {
     }
 
     /// Completes the WQE in hand with an error.
-    fn fail_recv(&self, responder: &mut Responder, status: WcStatus) {
+    pub(super) fn fail_recv(&self, responder: &mut Responder, status: WcStatus) {
         let wc = WorkCompletion {
             wr_id: responder.wqe.wr_id,
             ticket: responder.wqe.ticket,
@@ -458,6 +486,9 @@ impl Qp {
     ) -> Step {
         if responder.held {
             self.fail_recv(responder, recv);
+        } else if self.created.qp_type == QpType::Uc {
+            // An unreliable connection loses the message, and that is all (IBA 9.9.3, class D).
+            return Step::Fail(answer);
         } else {
             self.context.dispatch(event);
         }
@@ -521,8 +552,7 @@ impl Qp {
         }
         // The waiter need not sit its timer out: it may try again at once.
         if let Some(waiter) = responder.waiter.take().and_then(|waiter| waiter.upgrade()) {
-            waiter.recv_came.store(true, Ordering::Release);
-            waiter.schedule();
+            waiter.recv_has_come();
         }
     }
 
@@ -533,12 +563,13 @@ impl Qp {
         }
         for _ in 0..max {
             if !responder.held
-                && let Err(NoWqe::Empty) = responder.take_or_ask()
+                && (responder.srq.is_some()
+                    || matches!(responder.take_or_ask(None), Err(NoWqe::Empty)))
             {
                 return false;
             }
             self.fail_recv(responder, WcStatus::WrFlushErr);
         }
-        responder.source.is_some() || !responder.queue.is_empty()
+        responder.srq.is_none() && (responder.source.is_some() || !responder.queue.is_empty())
     }
 }

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Shared receive queues: receive WQEs that several QPs take from.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rdma_midlayer::driver::{
+    AsyncEvent, MalformedWqe, RecvSource, SrqAttr, SrqDriver, SrqInit, Taken,
+};
+use rdma_midlayer::types::Srqn;
+use rdma_midlayer::work::{RecvWqe, RecvWr};
+use rdma_midlayer::{Error, MaySleep, Result};
+
+use super::context::Context;
+use super::qp::{Qp, RecvQueue};
+use super::spin::SpinLock;
+
+/// A shared receive queue.
+pub(crate) struct Srq {
+    context: Arc<Context>,
+    srqn: Srqn,
+    max_wr: u32,
+    max_sge: u32,
+    from_source: bool,
+    inner: SpinLock<Inner>,
+    gone: Mutex<bool>,
+}
+
+struct Inner {
+    source: Option<Arc<dyn RecvSource>>,
+    queue: RecvQueue,
+    limit: u32,
+    /// The source was asked to report new WQEs.
+    doorbell: bool,
+    /// Requesters that wait for a WQE, by their own number.
+    waiters: HashMap<u64, Weak<Qp>>,
+}
+
+impl Inner {
+    fn take(&mut self, wqe: &mut RecvWqe) -> std::result::Result<Taken, MalformedWqe> {
+        match &self.source {
+            Some(source) => source.take(wqe),
+            None if self.queue.pop_into(wqe) => Ok(Taken::Wqe),
+            None => Ok(Taken::Empty),
+        }
+    }
+
+    fn want_doorbell(&mut self, wanted: bool) {
+        if self.doorbell != wanted {
+            self.doorbell = wanted;
+            if let Some(source) = &self.source {
+                source.want_doorbell(wanted);
+            }
+        }
+    }
+}
+
+impl Srq {
+    /// An SRQ with a number that the context has given it.
+    pub(crate) fn new(context: Arc<Context>, srqn: Srqn, init: SrqInit) -> Result<Self> {
+        if init.xrc.is_some() {
+            return Err(Error::Unsupported("XRC"));
+        }
+        let limits = context.limits();
+        if init.max_wr == 0 || init.max_wr > limits.max_qp_wr || init.max_sge > limits.max_sge {
+            return Err(Error::Invalid("sizes of the SRQ"));
+        }
+        Ok(Self {
+            context,
+            srqn,
+            max_wr: init.max_wr,
+            max_sge: init.max_sge,
+            from_source: init.recv_source.is_some(),
+            inner: SpinLock::new(Inner {
+                source: init.recv_source,
+                queue: RecvQueue::default(),
+                limit: init.limit,
+                doorbell: false,
+                waiters: HashMap::new(),
+            }),
+            gone: Mutex::new(false),
+        })
+    }
+
+    /// Whether the SRQ belongs to the context.
+    pub(crate) fn is_of(&self, context: &Arc<Context>) -> bool {
+        Arc::ptr_eq(&self.context, context)
+    }
+
+    /// Takes the oldest WQE. If there is none, the waiter, if given, hears of the next one. Never
+    /// sleeps.
+    pub(crate) fn take(
+        &self,
+        wqe: &mut RecvWqe,
+        waiter: Option<(u64, Weak<Qp>)>,
+    ) -> std::result::Result<Taken, MalformedWqe> {
+        let mut inner = self.inner.lock();
+        let mut taken = inner.take(wqe);
+        if taken == Ok(Taken::Empty)
+            && let Some((uid, waiter)) = waiter
+        {
+            inner.waiters.insert(uid, waiter);
+            // The source arms its doorbell; what came before that is found by looking once more.
+            inner.want_doorbell(true);
+            taken = inner.take(wqe);
+        }
+        // A source watches its limit itself: only it knows what is left.
+        let low = inner.source.is_none() && (inner.queue.len() as u32) < inner.limit;
+        if taken == Ok(Taken::Wqe) && low {
+            inner.limit = 0;
+            drop(inner);
+            self.context.dispatch(AsyncEvent::SrqLimitReached(self.srqn));
+        }
+        taken
+    }
+
+    /// WQEs have come: those who wait may try again.
+    fn wqes_came(&self) {
+        let mut inner = self.inner.lock();
+        inner.want_doorbell(false);
+        let waiters = std::mem::take(&mut inner.waiters);
+        drop(inner);
+        waiters.into_values().filter_map(|w| w.upgrade()).for_each(|qp| qp.recv_has_come());
+    }
+}
+
+impl SrqDriver for Srq {
+    fn srqn(&self) -> Srqn {
+        self.srqn
+    }
+
+    fn arm_limit(&self, _cx: &MaySleep, limit: u32) -> Result<()> {
+        if limit > self.max_wr {
+            return Err(Error::Invalid("limit of the SRQ"));
+        }
+        self.inner.lock().limit = limit;
+        Ok(())
+    }
+
+    fn query(&self, _cx: &MaySleep) -> Result<SrqAttr> {
+        let limit = self.inner.lock().limit;
+        Ok(SrqAttr { max_wr: self.max_wr, max_sge: self.max_sge, limit })
+    }
+
+    fn post_recv(&self, wr: &RecvWr<'_>) -> Result<()> {
+        if self.from_source {
+            return Err(Error::Unsupported("post_recv where the consumer keeps the WQEs"));
+        }
+        if wr.sges.len() > self.max_sge as usize {
+            return Err(Error::Invalid("number of SGEs"));
+        }
+        let mut inner = self.inner.lock();
+        if inner.queue.len() >= self.max_wr as usize {
+            return Err(Error::QueueFull);
+        }
+        inner.queue.push(wr);
+        drop(inner);
+        self.wqes_came();
+        Ok(())
+    }
+
+    fn recv_posted(&self) {
+        self.wqes_came();
+    }
+
+    fn destroy(&self, cx: &MaySleep) -> Result<()> {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *gone, true) {
+            return Err(Error::Gone);
+        }
+        drop(gone);
+        let mut inner = self.inner.lock();
+        let source = inner.source.take();
+        inner.queue.clear();
+        inner.waiters.clear();
+        drop(inner);
+        drop(source);
+        self.context.remove_srq(cx, self.srqn);
+        Ok(())
+    }
+}
