@@ -355,6 +355,32 @@ fn the_attributes_of_device_and_port_are_the_limits() {
 }
 
 #[test]
+fn a_qp_with_deep_queues_does_not_starve_another_and_a_turn_is_bounded() {
+    let lab = Lab::new();
+    let (a, b) = lab.pair();
+    let (c, d) = {
+        let ends = [3, 4].map(|n| End::new(&lab, lab.tenant(1, n), &Setup::default()));
+        lab.connect(&ends[0], &ends[1]);
+        let [c, d] = ends;
+        (c, d)
+    };
+    for i in 0..60 {
+        a.qp.post_send(&a.wr(i, WrOpcode::RdmaWrite, &[a.sge(0, 1 << 20)], &b, 0)).unwrap();
+    }
+    c.qp.post_send(&c.wr(1, WrOpcode::RdmaWrite, &[c.sge(0, 100_000)], &d, 0)).unwrap();
+    // Two pieces of its own, and as many of the other's.
+    for _ in 0..4 {
+        lab.pollers[0].poll(lab.now(), 1);
+    }
+    assert_eq!((c.send.statuses(), a.send.len()), (vec![(1, Success)], 0));
+    // 4 MiB a turn at the most, though there are 60.
+    lab.pollers[0].poll(lab.now(), 64);
+    assert!(a.send.len() <= 5, "{} messages of 1 MiB in one turn", a.send.len());
+    lab.run();
+    assert_eq!(a.send.len(), 60);
+}
+
+#[test]
 fn a_worker_that_may_sleep_is_woken_once_for_work_that_others_queue() {
     let lab = Lab::new();
     let (a, b) = lab.pair();
