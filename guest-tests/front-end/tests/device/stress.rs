@@ -212,3 +212,123 @@ fn the_first_message_in_rtr_and_a_drained_queue_are_events() -> TestResult {
     assert_eq!((event.event.get(), event.number.get()), (EVENT_SQ_DRAINED, qa.number()));
     Ok(())
 }
+
+/// One VM of several that all talk to all: its QPs by peer.
+struct Node {
+    side: Side,
+    qps: Vec<Option<Qp>>,
+}
+
+/// Bytes of a message at the most, and receive WQEs of a QP.
+const MESSAGE: usize = 20_000;
+const DEPTH: usize = 8;
+
+impl Node {
+    /// Where in the buffer the receive WQE `n` of the QP to `peer` lies.
+    fn landing(&self, peer: usize, n: usize) -> usize {
+        MESSAGE * (1 + peer * DEPTH + n)
+    }
+
+    fn post_landing(&mut self, peer: usize, n: usize) -> TestResult {
+        let sges = [self.side.mr.sge(self.landing(peer, n) as u64, MESSAGE as u32)];
+        let qp = self.qps[peer].as_mut().ok_or("no QP")?;
+        Ok(qp.post_recv((peer * DEPTH + n) as u64, &sges)?)
+    }
+
+    /// Takes what has come, checks it and gives the receive WQEs back; counts the last words.
+    fn listen(&mut self, me: usize, received: &mut [u32]) -> TestResult<usize> {
+        let mut last_words = 0;
+        let mut bytes = vec![0; MESSAGE];
+        while let Some(wc) = self.side.recv_cq.poll_one() {
+            assert_eq!(wc.status, WC_SUCCESS);
+            let (peer, n) = (wc.wr_id as usize / DEPTH, wc.wr_id as usize % DEPTH);
+            let len = wc.byte_len as usize;
+            self.side.buffer.read_into(self.landing(peer, n), &mut bytes[..len]);
+            let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
+            assert_eq!(word(0), received[peer], "in order from {peer}");
+            let seed = (peer * 16 + me) as u8 ^ received[peer] as u8;
+            assert!((8..len).all(|at| bytes[at] == crate::harness::pattern(seed, at)));
+            last_words += word(4) as usize;
+            received[peer] += 1;
+            self.post_landing(peer, n)?;
+        }
+        Ok(last_words)
+    }
+
+    /// Sends `count` messages to random peers, the last ones marked so, and listens until every peer
+    /// has said its last word.
+    fn talk(&mut self, me: usize, count: usize) -> TestResult {
+        let peers: Vec<usize> = (0..self.qps.len()).filter(|peer| *peer != me).collect();
+        let mut random = Random(0x7a1c + me as u64 * 77);
+        let mut sent = vec![0_u32; self.qps.len()];
+        let mut received = vec![0_u32; self.qps.len()];
+        let mut last_words = 0;
+        let deadline = Instant::now() + 3 * LONG;
+        for posted in 0..count {
+            let last = count - posted <= peers.len();
+            let peer =
+                if last { peers[count - posted - 1] } else { peers[random.below(peers.len())] };
+            let len = 16 + random.below(MESSAGE - 16);
+            let seed = (me * 16 + peer) as u8 ^ sent[peer] as u8;
+            fill(&self.side.buffer, 0, len, seed);
+            // The head: number of the message, whether it is the last one.
+            self.side.buffer.store_u32(0, sent[peer]);
+            self.side.buffer.store_u32(4, last.into());
+            let sges = [self.side.mr.sge(0, len as u32)];
+            let qp = self.qps[peer].as_mut().ok_or("no QP")?;
+            qp.post_send(&SendWr::send(9, &sges).signaled())?;
+            sent[peer] += 1;
+            // It listens while it waits, or all could wait for one another.
+            let wc = loop {
+                last_words += self.listen(me, &mut received)?;
+                if let Some(wc) = self.side.send_cq.poll_one() {
+                    break wc;
+                }
+                assert!(Instant::now() < deadline, "{me}: sent {sent:?}, received {received:?}");
+                std::thread::yield_now();
+            };
+            assert_eq!(wc.status, WC_SUCCESS);
+        }
+        while last_words < peers.len() {
+            last_words += self.listen(me, &mut received)?;
+            assert!(Instant::now() < deadline, "{me}: sent {sent:?}, received {received:?}");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn four_vms_that_all_talk_at_once_understand_each_other() -> TestResult {
+    const VMS: usize = 4;
+    let daemon = TestDaemon::start(VMS)?;
+    let mut nodes = Vec::new();
+    for n in 0..VMS {
+        let side = Side::new(daemon.vm(n)?, MESSAGE * (1 + VMS * DEPTH), 1024)?;
+        nodes.push(Node { side, qps: (0..VMS).map(|_| None).collect() });
+    }
+    for left in 0..VMS {
+        for right in left + 1..VMS {
+            let mut a = nodes[left].side.qp(&QpOptions::default())?;
+            let mut b = nodes[right].side.qp(&QpOptions::default())?;
+            connect_rc(&mut a, &mut b, &RcOptions::default())?;
+            nodes[left].qps[right] = Some(a);
+            nodes[right].qps[left] = Some(b);
+            for n in 0..DEPTH {
+                nodes[left].post_landing(right, n)?;
+                nodes[right].post_landing(left, n)?;
+            }
+        }
+    }
+    std::thread::scope(|scope| -> TestResult {
+        let threads: Vec<_> = nodes
+            .iter_mut()
+            .enumerate()
+            .map(|(me, node)| scope.spawn(move || node.talk(me, 500)))
+            .collect();
+        for thread in threads {
+            thread.join().map_err(|_| "a VM panicked")??;
+        }
+        Ok(())
+    })
+}
