@@ -36,5 +36,45 @@ pub enum Error {
     Host(i32),
 }
 
+impl Error {
+    /// The number by which libibverbs reports it (`errno`). IBA's words for them are in 11.2: "invalid
+    /// QP state", "CQ in use", "too many work requests posted", "insufficient resources" and so on.
+    pub const fn errno(self) -> i32 {
+        match self {
+            Self::Invalid(_) | Self::BadState(_) => libc::EINVAL,
+            Self::Busy(_) => libc::EBUSY,
+            Self::NotPermitted(_) => libc::EPERM,
+            Self::QueueFull | Self::Limit(_) => libc::ENOMEM,
+            Self::Unsupported(_) => libc::EOPNOTSUPP,
+            // What the kernel's uverbs answer on a device that was disassociated.
+            Self::Gone => libc::EIO,
+            Self::Host(errno) => errno,
+        }
+    }
+}
+
 /// Result of a verb.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_numbers_of_libibverbs() {
+        let errors = [
+            (Error::Invalid(""), 22),
+            (Error::BadState(""), 22),
+            (Error::Busy(""), 16),
+            (Error::NotPermitted(""), 1),
+            (Error::QueueFull, 12),
+            (Error::Limit(""), 12),
+            (Error::Unsupported(""), 95),
+            (Error::Gone, 5),
+            (Error::Host(7), 7),
+        ];
+        for (error, errno) in errors {
+            assert_eq!(error.errno(), errno, "{error}");
+        }
+    }
+}
