@@ -41,6 +41,14 @@ fn memory(start: u64, len: usize) -> UserMemory {
     UserMemory::new(start, len as u64, 0, None, [Run { mapping: ram, offset: 0, len }]).unwrap()
 }
 
+/// The same, of 4 KiB pages that lie in disorder, as a guest's user memory does.
+fn pages(start: u64, len: usize) -> UserMemory {
+    let ram: Arc<dyn Mapping> = Arc::new(Ram((0..len / 8).map(|_| AtomicU64::new(0)).collect()));
+    let count = len / 4096;
+    let run = |i| Run { mapping: ram.clone(), offset: i * 389 % count * 4096, len: 4096 };
+    UserMemory::new(start, len as u64, 0, Some(12), (0..count).map(run)).unwrap()
+}
+
 /// A ring of 64-byte CQEs, as a guest's.
 struct Ring {
     slots: Box<[[AtomicU64; 8]; CQES]>,
@@ -265,7 +273,7 @@ fn main() {
     let signaled = SendFlags::SIGNALED;
     row("64 B WRITE, entering RCU each time", run(WrOpcode::RdmaWrite, signaled, 64));
     // As a worker does: inside for a whole turn.
-    let _turn = rcu::enter();
+    let turn = rcu::enter();
     row("64 B WRITE", run(WrOpcode::RdmaWrite, signaled, 64));
     row("64 B WRITE, unsignalled", run(WrOpcode::RdmaWrite, SendFlags::default(), 64));
     let wr = request(WrOpcode::RdmaWrite, signaled);
@@ -287,6 +295,13 @@ fn main() {
     row("8 B FETCH_ADD", run(WrOpcode::AtomicFetchAndAdd, signaled, 8));
     row("4 KiB WRITE", run(WrOpcode::RdmaWrite, signaled, 4096));
     row("64 KiB WRITE", run(WrOpcode::RdmaWrite, signaled, 65536));
+    drop(turn);
+    a.mr.replace_memory(&cx, Some(pages(BASE, SIZE))).unwrap();
+    b.mr.replace_memory(&cx, Some(pages(BASE, SIZE))).unwrap();
+    let _turn = rcu::enter();
+    row("pages in disorder: 64 B WRITE", run(WrOpcode::RdmaWrite, signaled, 64));
+    row("pages in disorder: 4 KiB WRITE", run(WrOpcode::RdmaWrite, signaled, 4096));
+    row("pages in disorder: 64 KiB WRITE", run(WrOpcode::RdmaWrite, signaled, 65536));
     let poller = hca.pollers().remove(0);
     let now = Instant::now();
     row(
