@@ -69,10 +69,12 @@ pub(crate) struct Token(u16);
 #[derive(Debug)]
 pub(crate) struct ControlQueue {
     ring: SplitRing,
+    /// Commands are indirect descriptors, as Linux has them.
+    indirect: bool,
     memory: Arc<GuestMemory>,
     /// Of the last command sent.
     sequence: u32,
-    /// One page for the request, one for the answer, for the next command of ordinary size.
+    /// For the next commands of ordinary size.
     spare: Vec<Buffer>,
     with_device: HashMap<Token, InFlight>,
     /// Heads in the order in which the device returned them, with the bytes it wrote.
@@ -82,13 +84,15 @@ pub(crate) struct ControlQueue {
 #[derive(Debug)]
 struct InFlight {
     buffer: Buffer,
+    answer_at: usize,
     writable: usize,
 }
 
 impl ControlQueue {
-    pub(crate) fn new(ring: SplitRing, memory: Arc<GuestMemory>) -> Self {
+    pub(crate) fn new(ring: SplitRing, indirect: bool, memory: Arc<GuestMemory>) -> Self {
         Self {
             ring,
+            indirect,
             memory,
             sequence: 0,
             spare: Vec::new(),
@@ -100,13 +104,13 @@ impl ControlQueue {
     /// Sends bytes as they are: `readable` for the device to read, and room for `writable` bytes of
     /// answer. Either may be empty.
     pub(crate) fn submit(&mut self, readable: &[u8], writable: usize) -> Result<Token, Error> {
-        let buffer = match self.spare.pop() {
-            Some(buffer) if readable.len() <= PAGE && writable <= PAGE => buffer,
-            _ => self.memory.alloc_contiguous(
-                readable.len().next_multiple_of(PAGE).max(PAGE) + writable.max(PAGE),
-            )?,
-        };
+        // A page or more for the request, the same for the answer, and one for an indirect table.
         let answer_at = readable.len().next_multiple_of(PAGE).max(PAGE);
+        let table_at = answer_at + writable.next_multiple_of(PAGE).max(PAGE);
+        let buffer = match self.spare.pop() {
+            Some(buffer) if table_at + PAGE <= buffer.len() => buffer,
+            _ => self.memory.alloc_contiguous(table_at + PAGE)?,
+        };
         buffer.write(0, readable);
         let mut pieces = Vec::with_capacity(2);
         if !readable.is_empty() {
@@ -124,8 +128,13 @@ impl ControlQueue {
                 device_writes: true,
             });
         }
-        let token = Token(self.ring.add(&pieces)?);
-        self.with_device.insert(token, InFlight { buffer, writable });
+        let head = if self.indirect && !pieces.is_empty() {
+            self.ring.add_indirect(&pieces, &buffer, table_at)?
+        } else {
+            self.ring.add(&pieces)?
+        };
+        let token = Token(head);
+        self.with_device.insert(token, InFlight { buffer, answer_at, writable });
         self.ring.notify(1);
         Ok(token)
     }
@@ -142,15 +151,14 @@ impl ControlQueue {
             }
         };
         let queue = self.ring.memory().index();
-        let Some(InFlight { buffer, writable }) = self.with_device.remove(&token) else {
+        let Some(InFlight { buffer, answer_at, writable }) = self.with_device.remove(&token) else {
             return Err(Error::BadRing { queue, what: "an answer without a command" });
         };
         if written > writable {
             return Err(Error::BadRing { queue, what: "the answer is longer than its buffer" });
         }
-        let answer_at = buffer.len() - writable.max(PAGE);
         let answer = buffer.read(answer_at, written);
-        if buffer.len() == 2 * PAGE && self.spare.len() < 8 {
+        if buffer.len() == 3 * PAGE && self.spare.len() < 8 {
             self.spare.push(buffer);
         }
         Ok(answer)

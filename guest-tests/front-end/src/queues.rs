@@ -33,12 +33,13 @@ impl Queues {
         vectors: u16,
         size: u16,
         event_idx: bool,
+        indirect: bool,
     ) -> Result<Self, Error> {
         let rings = (0..QUEUE_COMP_FIRST as u16 + 2 * vectors)
             .map(|index| RingMemory::new(memory, index, size).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let ring = |index: u32| SplitRing::new(Arc::clone(&rings[index as usize]), event_idx);
-        let control = ControlQueue::new(ring(QUEUE_CONTROL), Arc::clone(memory));
+        let control = ControlQueue::new(ring(QUEUE_CONTROL), indirect, Arc::clone(memory));
         let event = Mailbox::new(ring(QUEUE_EVENT), memory, size_of::<AsyncEvent>())?;
         let comp = (0..u32::from(vectors))
             .map(|v| Mailbox::new(ring(QUEUE_COMP_FIRST + 2 * v), memory, size_of::<CompEvent>()))

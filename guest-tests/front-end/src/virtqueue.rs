@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::error::Error;
-use crate::mapping::{full_fence, wait_readable};
+use crate::mapping::{Mapping, full_fence, wait_readable};
 use crate::memory::{Buffer, GuestMemory};
 
 const DESC_BYTES: usize = 16;
 const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
+const DESC_F_INDIRECT: u16 = 4;
 const USED_F_NO_NOTIFY: u16 = 1;
 
 /// The parts of a virtqueue that both sides and the VMM see. Hostile tests scribble on it.
@@ -150,24 +151,44 @@ impl SplitRing {
         let taken = self.free.split_off(self.free.len() - pieces.len());
         let map = self.memory.buffer.map();
         for (n, (piece, &desc)) in pieces.iter().zip(&taken).enumerate() {
-            let at = usize::from(desc) * DESC_BYTES;
-            let next = taken.get(n + 1);
-            self.next[usize::from(desc)] = next.copied().unwrap_or(0);
-            let flags = if piece.device_writes { DESC_F_WRITE } else { 0 }
-                | if next.is_some() { DESC_F_NEXT } else { 0 };
-            map.u64(at).store(piece.address, Ordering::Relaxed);
-            map.u32(at + 8).store(piece.len, Ordering::Relaxed);
-            map.u16(at + 12).store(flags, Ordering::Relaxed);
-            map.u16(at + 14).store(next.copied().unwrap_or(0), Ordering::Relaxed);
+            let next = taken.get(n + 1).copied();
+            self.next[usize::from(desc)] = next.unwrap_or(0);
+            put_descriptor(map, usize::from(desc) * DESC_BYTES, piece, next, 0);
         }
-        let head = taken[0];
-        self.chain[usize::from(head)] = pieces.len() as u16;
+        Ok(self.make_available(taken[0], pieces.len() as u16))
+    }
+
+    /// As `add`, with one descriptor, that of a table which is written into `table` at `offset`.
+    pub fn add_indirect(
+        &mut self,
+        pieces: &[Piece],
+        table: &Buffer,
+        offset: usize,
+    ) -> Result<u16, Error> {
+        let desc = self.free.pop().ok_or(Error::RingFull { queue: self.memory.index })?;
+        for (n, piece) in pieces.iter().enumerate() {
+            let next = (n + 1 < pieces.len()).then_some(n as u16 + 1);
+            put_descriptor(table.map(), offset + n * DESC_BYTES, piece, next, 0);
+        }
+        let whole = Piece {
+            address: table.guest_address(offset),
+            len: (pieces.len() * DESC_BYTES) as u32,
+            device_writes: false,
+        };
+        let at = usize::from(desc) * DESC_BYTES;
+        put_descriptor(self.memory.buffer.map(), at, &whole, None, DESC_F_INDIRECT);
+        Ok(self.make_available(desc, 1))
+    }
+
+    fn make_available(&mut self, head: u16, descriptors: u16) -> u16 {
+        let map = self.memory.buffer.map();
+        self.chain[usize::from(head)] = descriptors;
         let avail = self.memory.avail_offset();
         let slot = usize::from(self.avail % self.memory.size);
         map.u16(avail + 4 + 2 * slot).store(head, Ordering::Relaxed);
         self.avail = self.avail.wrapping_add(1);
         map.u16(avail + 2).store(self.avail, Ordering::Release);
-        Ok(head)
+        head
     }
 
     /// Notifies the device if it wants to be, after `added` chains since the last call.
@@ -255,6 +276,16 @@ impl SplitRing {
     pub fn free_descriptors(&self) -> usize {
         self.free.len()
     }
+}
+
+fn put_descriptor(map: &Mapping, at: usize, piece: &Piece, next: Option<u16>, more: u16) {
+    let flags = if piece.device_writes { DESC_F_WRITE } else { 0 }
+        | if next.is_some() { DESC_F_NEXT } else { 0 }
+        | more;
+    map.u64(at).store(piece.address, Ordering::Relaxed);
+    map.u32(at + 8).store(piece.len, Ordering::Relaxed);
+    map.u16(at + 12).store(flags, Ordering::Relaxed);
+    map.u16(at + 14).store(next.unwrap_or(0), Ordering::Relaxed);
 }
 
 #[cfg(test)]

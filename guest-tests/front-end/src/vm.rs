@@ -27,6 +27,7 @@ use crate::queues::Queues;
 use crate::requests::BackendRequests;
 
 const F_VERSION_1: u64 = 1 << 32;
+const F_INDIRECT_DESC: u64 = 1 << 28;
 const F_EVENT_IDX: u64 = 1 << 29;
 const SET_STATUS: u32 = 39;
 /// ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK.
@@ -45,6 +46,8 @@ pub struct VmConfig {
     pub queue_size: u16,
     /// Whether to take VIRTIO_F_EVENT_IDX, if it is offered.
     pub event_idx: bool,
+    /// Whether to send commands by indirect descriptors, if they are offered.
+    pub indirect: bool,
     /// Whether the memfds are sealed against growing and shrinking.
     pub sealed: bool,
     /// Whether to add memory region by region (CONFIGURE_MEM_SLOTS), if that is offered.
@@ -61,6 +64,7 @@ impl Default for VmConfig {
             vectors: 2,
             queue_size: 64,
             event_idx: true,
+            indirect: true,
             sealed: true,
             memory_slots: true,
             gid: None,
@@ -293,7 +297,8 @@ impl Vm {
             return Err(Error::NotOffered("a completion vector"));
         }
         let event_idx = link.features & F_EVENT_IDX != 0;
-        Queues::new(memory, vectors as u16, settings.queue_size, event_idx)
+        let indirect = link.features & F_INDIRECT_DESC != 0;
+        Queues::new(memory, vectors as u16, settings.queue_size, event_idx, indirect)
     }
 
     fn renew(&self) -> Result<(), Error> {
@@ -347,7 +352,8 @@ impl Link {
             return Err(Error::NotOffered("VIRTIO_F_VERSION_1 and protocol features"));
         }
         let event_idx = if settings.event_idx { F_EVENT_IDX } else { 0 };
-        let features = offered & (wanted_always | event_idx);
+        let indirect = if settings.indirect { F_INDIRECT_DESC } else { 0 };
+        let features = offered & (wanted_always | event_idx | indirect);
 
         let mut wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG

@@ -67,7 +67,7 @@ fn page_lists_of_every_depth_and_page_size_work() -> TestResult {
 fn malformed_page_lists_are_invalid() -> TestResult {
     let (_daemon, vm, driver, pd) = one_vm()?;
     let buffer = vm.memory().alloc_contiguous(2 << 20)?;
-    let page = buffer.guest_address(0);
+    let page = buffer.guest_address(0).next_multiple_of(8192);
     let table = vm.memory().alloc_contiguous(4096)?;
     table.store_u64(0, page);
     let top = table.guest_address(0);

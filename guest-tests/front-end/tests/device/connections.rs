@@ -213,6 +213,44 @@ fn a_drained_send_queue_holds_its_work_until_it_goes_on() -> TestResult {
 }
 
 #[test]
+fn a_qp_may_lack_one_queue_or_both() -> TestResult {
+    let daemon = TestDaemon::start(2)?;
+    let mut a = Side::new(daemon.vm(0)?, 65_536, 64)?;
+    let b = Side::new(daemon.vm(1)?, 65_536, 64)?;
+    let sends_only = QpOptions { rq_entries: 0, ..QpOptions::default() };
+    let neither = QpOptions { sq_entries: 0, rq_entries: 0, ..QpOptions::default() };
+    for peer in [sends_only.clone(), neither] {
+        let (mut qa, mut qb) = (a.qp(&sends_only)?, b.qp(&peer)?);
+        connect_rc(&mut qa, &mut qb, &impatient())?;
+        fill(&a.buffer, 0, 5000, 4);
+        qa.post_send(&SendWr::write(1, &[a.mr.sge(0, 5000)], b.mr.remote(0)).signaled())?;
+        assert_eq!(a.send_cq.wait_one(LONG)?.status, WC_SUCCESS);
+        check(&b.buffer, 0, 5000, 4);
+        assert_eq!(qb.post_recv(1, &[]), Err(PostError::Full));
+        qa.post_send(&SendWr::send(2, &[a.mr.sge(0, 64)]))?;
+        assert_eq!(a.send_cq.wait_one(LONG)?.status, WC_RNR_RETRY_EXC_ERR);
+        a.driver.destroy_qp(&qa)?;
+        b.driver.destroy_qp(&qb)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_gid_that_is_taken_out_is_nobody_s_until_it_comes_back() -> TestResult {
+    let options = PairOptions { rc: impatient(), ..PairOptions::default() };
+    let (_daemon, mut pair) = Pair::start(&options)?;
+    pair.ping()?;
+    let theirs = pair.b.vm.gid();
+    pair.b.driver.del_gid(0)?;
+    assert_eq!(pair.b.driver.query_qp(pair.qb.number())?.qp_state, QP_STATE_RTS);
+    pair.qa.post_send(&SendWr::write(1, &[pair.a.mr.sge(0, 8)], pair.b.mr.remote(0)))?;
+    assert_eq!(pair.a.send_cq.wait_one(LONG)?.status, WC_RETRY_EXC_ERR);
+    pair.b.driver.add_gid(theirs)?;
+    pair.renew_qps(&options)?;
+    pair.ping()
+}
+
+#[test]
 fn thousands_of_connections_work_at_once() -> TestResult {
     const QPS: usize = 3000;
     let daemon = TestDaemon::start(2)?;

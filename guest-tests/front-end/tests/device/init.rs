@@ -54,10 +54,12 @@ fn memory_comes_in_one_table_or_region_by_region() -> TestResult {
 }
 
 #[test]
-fn rings_work_without_event_indices_and_at_any_size() -> TestResult {
-    for (event_idx, queue_size) in [(false, 64), (false, 4), (true, 4), (true, 256)] {
+fn rings_work_with_and_without_features_and_at_any_size() -> TestResult {
+    for (event_idx, indirect, queue_size) in
+        [(false, false, 64), (false, true, 4), (true, false, 4), (true, true, 2), (true, true, 256)]
+    {
         let daemon = TestDaemon::start(1)?;
-        let config = VmConfig { event_idx, queue_size, ..VmConfig::default() };
+        let config = VmConfig { event_idx, indirect, queue_size, ..VmConfig::default() };
         let vm = daemon.vm_with(0, config)?;
         let driver = vm.driver()?;
         for _ in 0..300 {
