@@ -12,7 +12,7 @@ use rdma_midlayer::types::{Access, Gid, QpState, QpType, Qpn, WcOpcode, WcStatus
 use rdma_midlayer::work::{SendFlags, SendWr, WcFlags, WorkCompletion};
 
 use super::Qp;
-use super::requester::Step;
+use super::execute::Step;
 use super::responder::Responder;
 use crate::soft::place::{Place, View, copy};
 

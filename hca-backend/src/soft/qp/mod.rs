@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Queue pairs. Here: the object, its state, and the verbs. How a send WR is carried out is in
-//! `requester`, how the peer's side answers in `responder`, modify and query in `attr`.
+//! Queue pairs. Here: the object, its state, and the verbs. When a send WR is carried out is in
+//! `requester`, how in `execute`; how the peer's side answers is in `responder`, modify and query are
+//! in `attr`, datagrams in `datagram`.
 
 mod attr;
 mod datagram;
+mod execute;
 mod queue;
 mod requester;
 mod responder;

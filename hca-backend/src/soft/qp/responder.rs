@@ -14,8 +14,8 @@ use rdma_midlayer::types::{Access, Gid, Psn, QpState, QpType, Qpn, WcOpcode, WcS
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, Result};
 
+use super::execute::Step;
 use super::queue::RecvQueue;
-use super::requester::Step;
 use super::{FLUSH_A_TURN, PIECE, Qp};
 use crate::soft::cq::Cq;
 use crate::soft::place::{CopyFault, Place, View, copy};

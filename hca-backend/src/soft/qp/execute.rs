@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! How a send WR of a connected QP is carried out against its peer, or a piece of it. When that
+//! happens, and what becomes of the WR then, is in `requester`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rdma_midlayer::attr::QpAttr;
+use rdma_midlayer::rcu::Guard;
+use rdma_midlayer::types::{Access, Gid, Psn, QpType, WcStatus, WrOpcode};
+use rdma_midlayer::work::{SendData, SendWr};
+use rdma_midlayer::{Error, Result};
+
+use super::Qp;
+use super::responder::Request;
+use crate::soft::MAX_MESSAGE;
+use crate::soft::place::{Place, View};
+
+/// How a step of a WR ended. Small enough for a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The WR is carried out.
+    Done,
+    /// One more `PIECE` of it is.
+    More,
+    /// The peer has no receive WQE; its timer code.
+    Rnr(u8),
+    /// Nobody answers.
+    Lost,
+    /// Another thread is at the peer: later.
+    Busy,
+    /// The WR ends with an error.
+    Fail(WcStatus),
+}
+
+/// The way to the peer.
+pub(super) struct Link {
+    /// Of the next packet.
+    pub(super) psn: Psn,
+    peer: Option<Peer>,
+}
+
+/// The peer, as found by GID and number.
+struct Peer {
+    qp: Arc<Qp>,
+    /// Right while the network has this epoch.
+    epoch: u64,
+    source: Gid,
+}
+
+impl Link {
+    /// To a peer that is still to be found.
+    pub(super) fn new(psn: Psn) -> Self {
+        Self { psn, peer: None }
+    }
+
+    /// The peer may be another from now on.
+    pub(super) fn forget_peer(&mut self) {
+        self.peer = None;
+    }
+
+    /// The peer, its proof of identity looked up only when GIDs have changed.
+    #[inline]
+    fn resolve(&mut self, qp: &Qp, attr: &QpAttr) -> Option<&Peer> {
+        let epoch = qp.context.network.epoch();
+        if self.peer.as_ref().is_none_or(|peer| peer.epoch != epoch) {
+            self.peer = None;
+            let source = qp.context.gid(attr.ah.sgid_index)?;
+            let context = qp.context.network.find(attr.ah.dgid)?;
+            let found = context.qp(attr.dest_qpn)?;
+            self.peer = Some(Peer { qp: found, epoch, source });
+        }
+        self.peer.as_ref()
+    }
+}
+
+impl Qp {
+    /// The commonest request in a straight line: an RDMA WRITE of one range, or of inline bytes, to a
+    /// peer that answered before. False if anything is not as usual: then nothing was done, and
+    /// `execute` finds out what.
+    #[inline]
+    pub(super) fn write_at_once(
+        &self,
+        attr: &QpAttr,
+        link: &mut Link,
+        wr: &SendWr<'_>,
+        len: u64,
+        guard: &Guard,
+    ) -> bool {
+        if wr.opcode != WrOpcode::RdmaWrite || len == 0 {
+            return false;
+        }
+        let Some(peer) = &link.peer else { return false };
+        if peer.epoch != self.context.network.epoch() {
+            return false;
+        }
+        let Some(mut responder) = peer.qp.responder.0.try_lock_briefly() else { return false };
+        let known = (self.uid, peer.epoch);
+        let Some(to) = peer.qp.write_target(&responder, known, link.psn, wr, len, guard) else {
+            return false;
+        };
+        match wr.data {
+            SendData::Sges([sge]) => {
+                let (mrs, pd) = (&self.context.mrs, self.created.pd);
+                let from = mrs.span(sge.lkey.0, sge.addr, len, pd, Access::NONE, guard);
+                let Some(from) = from else { return false };
+                to.copy_from(&from);
+            }
+            SendData::Inline(bytes) => to.write(bytes),
+            _ => return false,
+        }
+        let next = link.psn.plus(packets(len, attr.path_mtu.bytes() as u64));
+        responder.advance(next);
+        drop(responder);
+        link.psn = next;
+        true
+    }
+
+    /// Checks what the transport has (IBA table 58).
+    #[inline]
+    pub(super) fn check_transport(&self, wr: &SendWr<'_>) -> Result<()> {
+        use WrOpcode::{RdmaWrite, RdmaWriteWithImm, Send, SendWithImm};
+        let opcode = wr.opcode;
+        let fits = match self.created.qp_type {
+            QpType::Rc => true,
+            QpType::Uc => matches!(opcode, Send | SendWithImm | RdmaWrite | RdmaWriteWithImm),
+            QpType::Ud | QpType::Gsi => matches!(opcode, Send | SendWithImm),
+            QpType::XrcIni | QpType::XrcTgt => false,
+        };
+        if !fits {
+            return Err(Error::Invalid("opcode for the transport"));
+        }
+        if wr.ud.is_some() != self.is_datagram() {
+            return Err(Error::Invalid("destination"));
+        }
+        Ok(())
+    }
+
+    /// Carries out the next piece of a WR of a connected QP. Never sleeps.
+    #[inline]
+    pub(super) fn execute(
+        &self,
+        attr: &QpAttr,
+        link: &mut Link,
+        wr: &SendWr<'_>,
+        len: u64,
+        offset: u64,
+        guard: &Guard,
+    ) -> Step {
+        let (reads, atomic) = match wr.opcode {
+            WrOpcode::RdmaRead => (true, false),
+            WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => (true, true),
+            _ => (false, false),
+        };
+        if len > MAX_MESSAGE || atomic && len != 8 {
+            return Step::Fail(WcStatus::LocLenErr);
+        }
+        if reads && attr.max_rd_atomic == 0 {
+            return Step::Fail(WcStatus::LocQpOpErr);
+        }
+        let access = if reads { Access::LOCAL_WRITE } else { Access::NONE };
+        let view = View { mrs: &self.context.mrs, pd: self.created.pd, access, guard };
+        let Ok(local) = Place::of_data(wr.data, len, view) else {
+            return Step::Fail(WcStatus::LocProtErr);
+        };
+        if self.recv_came.load(Ordering::Relaxed) {
+            self.recv_came.store(false, Ordering::Relaxed);
+        }
+        let psn = link.psn;
+        // On an unreliable connection a message that is lost is done (IBA 9.7.8, 9.8.2).
+        let unreliable = self.created.qp_type == QpType::Uc;
+        let lost = if unreliable { Step::Done } else { Step::Lost };
+        let Some(peer) = link.resolve(self, attr) else { return lost };
+        let Some(mut responder) = peer.qp.responder.0.try_lock_briefly() else {
+            return Step::Busy;
+        };
+        let request = Request { from: self, attr, wr, len, offset, local: &local, guard };
+        if !peer.qp.accepts(&mut responder, &request, psn, peer.epoch, peer.source) {
+            drop(responder);
+            link.peer = None;
+            return lost;
+        }
+        let step = peer.qp.respond(&mut responder, &request);
+        if step == Step::Done {
+            let next = psn.plus(packets(len, attr.path_mtu.bytes() as u64));
+            responder.advance(next);
+            drop(responder);
+            link.psn = next;
+        }
+        match step {
+            // What is wrong over there is never heard of.
+            Step::Rnr(_) | Step::Lost if unreliable => Step::Done,
+            Step::Fail(status) if unreliable && is_remote(status) => Step::Done,
+            step => step,
+        }
+    }
+}
+
+/// Whether it is the peer that tells of the error.
+fn is_remote(status: WcStatus) -> bool {
+    matches!(status, WcStatus::RemInvReqErr | WcStatus::RemAccessErr | WcStatus::RemOpErr)
+}
+
+/// PSNs that a message takes: for a READ, those of its responses.
+#[inline]
+fn packets(len: u64, mtu: u64) -> u32 {
+    if len <= mtu { 1 } else { len.div_ceil(mtu) as u32 }
+}
