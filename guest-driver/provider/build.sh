@@ -6,6 +6,7 @@
 #   virtio_rdma.driver           for /etc/libibverbs.d/
 #
 #   build.sh DEST [RDMA_CORE]
+#   build.sh --install [RDMA_CORE]      puts them there (below $DESTDIR, if it is set)
 #
 # RDMA_CORE (or $RDMA_CORE_TARBALL) is rdma-core's source, unpacked or as .tar.gz, of the very
 # version of the libibverbs that is installed: providers use a private interface whose headers no
@@ -15,11 +16,16 @@ set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
-	sed -n '3,14s/^# \{0,1\}//p' "$0" >&2
+	sed -n '3,15s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 fi
-mkdir -p "$1"
-dest=$(cd "$1" && pwd)
+case $1 in
+--install) libraries=${DESTDIR:-}/usr/lib/$(${CC:-cc} -print-multiarch)/libibverbs
+	drivers=${DESTDIR:-}/etc/libibverbs.d ;;
+-*) echo "build.sh: unknown option $1" >&2; exit 2 ;;
+*) libraries=$1 drivers=$1 ;;
+esac
+mkdir -p "$libraries" "$drivers"
 source=${2:-${RDMA_CORE_TARBALL:-}}
 
 work=$(mktemp -d)
@@ -68,5 +74,6 @@ END
 
 make -C "$here" --no-print-directory BUILD="$work/build" PABI="$pabi" provider check-verbs
 
-install -m 644 "$work/build/libvirtio_rdma-rdmav$pabi.so" "$here/virtio_rdma.driver" "$dest/"
-echo "$dest/libvirtio_rdma-rdmav$pabi.so"
+install -m 644 "$work/build/libvirtio_rdma-rdmav$pabi.so" "$libraries/"
+install -m 644 "$here/virtio_rdma.driver" "$drivers/"
+echo "$libraries/libvirtio_rdma-rdmav$pabi.so"
