@@ -512,6 +512,10 @@ impl RingHooks for Device {
                 if control {
                     rings.control_stopped_at =
                         rings.control.as_ref().map(vhost_user_backend::VringT::queue_next_avail);
+                    // Enabled again without a new base, it goes on where it is.
+                    if let Some(at) = rings.control_stopped_at {
+                        rings.control_starts_at = at;
+                    }
                 }
             }
             let open = rings.running & 1 << QUEUE_CONTROL != 0 && rings.stopped == 0;
