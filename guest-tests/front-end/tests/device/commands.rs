@@ -70,6 +70,32 @@ fn what_is_in_use_is_not_destroyed() -> TestResult {
 }
 
 #[test]
+fn a_limit_that_is_reached_is_said_and_can_be_left_again() -> TestResult {
+    let daemon = TestDaemon::start(3)?;
+    let mut bystander = crate::harness::Bystander::new(&daemon, 1)?;
+    let vm = daemon.vm(0)?;
+    let driver = vm.driver()?;
+    let limit = driver.query_device()?.max_pd.get();
+    let mut pds = Vec::new();
+    for _ in 0..limit {
+        pds.push(driver.alloc_pd()?);
+    }
+    refused(driver.alloc_pd(), Status::NoResources);
+    let mut numbers: Vec<_> = pds.iter().map(|pd| pd.number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), pds.len(), "each has its own number");
+    bystander.check()?;
+    driver.dealloc_pd(&pds[100])?;
+    pds[100] = driver.alloc_pd()?;
+    refused(driver.alloc_pd(), Status::NoResources);
+    // A new driver finds all of them gone.
+    let driver = vm.driver()?;
+    driver.alloc_pd()?;
+    Ok(())
+}
+
+#[test]
 fn gids_are_added_and_taken_out() -> TestResult {
     let daemon = TestDaemon::start(2)?;
     let (vm, other) = (daemon.vm(0)?, daemon.vm(1)?);

@@ -9,6 +9,8 @@ use front_end::abi::event::{EVENT_HCA_ADDED, EVENT_HCA_REMOVED};
 use front_end::abi::ring::{
     WC_REM_ACCESS_ERR, WC_RETRY_EXC_ERR, WC_RNR_RETRY_EXC_ERR, WC_SUCCESS, WC_WR_FLUSH_ERR,
 };
+use vhost::vhost_user::VhostUserFrontend;
+
 use front_end::{Cq, Mr, Qp, QpOptions, RcOptions, SendWr, Status, access, connect_rc};
 
 use crate::harness::{
@@ -90,6 +92,30 @@ fn work_posted_to_a_stopped_device_is_done_when_it_resumes() -> TestResult {
     assert_eq!(b.recv_cq.wait_one(LONG)?.status, WC_SUCCESS);
     check(&b.buffer, 0, 5000, 9);
     Ok(())
+}
+
+#[test]
+fn a_single_ring_that_is_disabled_stops_the_device() -> TestResult {
+    let mut options = patient();
+    options.rc.timeout = 16;
+    let (_daemon, mut pair) = Pair::start(&options)?;
+    let rings = pair.b.vm.queues().rings().len();
+    for ring in 0..rings {
+        pair.ping()?;
+        let mut frontend = pair.b.vm.frontend()?;
+        frontend.set_vring_enable(ring, false)?;
+        pair.b.buffer.fill(0x21);
+        let sges = [pair.a.mr.sge(0, 4096)];
+        pair.a.buffer.fill(0x42);
+        pair.qa.post_send(&SendWr::write(1, &sges, pair.b.mr.remote(0)).signaled())?;
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(pair.a.send_cq.poll_one(), None, "ring {ring}");
+        assert_eq!(pair.b.buffer.read(0, 4096), [0x21; 4096], "ring {ring}");
+        frontend.set_vring_enable(ring, true)?;
+        assert_eq!(pair.a.send_cq.wait_one(LONG)?.status, WC_SUCCESS, "ring {ring}");
+        assert_eq!(pair.b.buffer.read(0, 4096), [0x42; 4096], "ring {ring}");
+    }
+    pair.ping()
 }
 
 #[test]
