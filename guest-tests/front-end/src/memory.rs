@@ -297,7 +297,7 @@ impl Buffer {
 
     /// An object of the device lives in it, or does not any more. While one does, dropping the buffer
     /// does not free its pages for others.
-    pub(crate) fn set_with_device(&self, with_device: bool) {
+    pub fn set_with_device(&self, with_device: bool) {
         self.pages.users.store(u32::from(with_device), Ordering::Release);
     }
 
