@@ -151,6 +151,9 @@ const MUTATIONS: &[Mutation] = &[
     mutation("modify_qp asks the table", "verbs/qp.rs",
         ["qp_state::check(self.qp_type, found, to, mask)?;", ""],
         "objects", "a_qp_takes_only_the_transitions_and_ranges_that_iba_has"),
+    mutation("no lock across a method of a driver", "object.rs",
+        ["let made = make().inspect_err(|_| release(uses))?;", "let made = { let _held = lock(&device.objects); make().inspect_err(|_| release(uses))? };"],
+        "stress", "a_verb_that_takes_long_in_the_driver_holds_up_no_other"),
 ];
 
 #[test]

@@ -187,6 +187,35 @@ fn create_and_destroy_race_with_use_and_the_driver_never_sees_a_dead_object() {
 }
 
 #[test]
+fn a_verb_that_takes_long_in_the_driver_holds_up_no_other() {
+    let cx = MaySleep::claim().unwrap();
+    let hca = LedgerHca::new("hca");
+    let stage = Stage::new(&cx, hca.clone());
+    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
+    hca.ledger.hold_alloc_pd.store(true, SeqCst);
+    let pd = thread::scope(|scope| {
+        let slow = scope.spawn(|| context.alloc_pd(&MaySleep::claim().unwrap()).unwrap());
+        common::until("alloc_pd is inside", || hca.ledger.in_alloc_pd.load(SeqCst));
+        // On the same context, the same device, and the midlayer itself.
+        let cq = context.create_cq(&cx, CqSpec { cqe: 4, ..CqSpec::default() }).unwrap();
+        context.resume(&cx).unwrap();
+        cq.destroy(&cx).unwrap();
+        let other = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
+        other.dealloc(&cx).unwrap();
+        stage.device.query_port(&cx, 1).unwrap();
+        let second = stage.midlayer.register_device(&cx, LedgerHca::new("second")).unwrap();
+        stage.midlayer.unregister_device(&cx, second).unwrap();
+        assert_eq!(context.dealloc(&cx), Err(Error::Busy("context")), "what is made counts");
+        assert!(!slow.is_finished());
+        hca.ledger.hold_alloc_pd.store(false, SeqCst);
+        slow.join().unwrap()
+    });
+    pd.dealloc(&cx).unwrap();
+    context.dealloc(&cx).unwrap();
+    stage.end(&cx);
+}
+
+#[test]
 fn a_pd_is_destroyed_by_one_of_many_and_never_under_what_is_made_from_it() {
     let cx = MaySleep::claim().unwrap();
     let hca = LedgerHca::new("hca");

@@ -2,7 +2,7 @@
 //! A driver that has every kind of object and does nothing with them but keep a ledger: what lives,
 //! and whether the midlayer keeps its word (nothing is called after its destroy, or during it).
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rdma_midlayer::attr::{AhAttr, DeviceAttr, GidEntry, PortAttr, QpAttr, QpAttrMask, QpCap};
@@ -21,6 +21,10 @@ pub struct Ledger {
     pub broken: Mutex<Vec<String>>,
     /// How many times each method spins, to be met inside.
     pub linger: AtomicUsize,
+    /// While set, the next `alloc_pd` stays inside.
+    pub hold_alloc_pd: AtomicBool,
+    /// An `alloc_pd` is inside.
+    pub in_alloc_pd: AtomicBool,
     /// Destroys that fail before one succeeds.
     pub fail_destroys: AtomicUsize,
     /// Calls of methods other than creations and destroys.
@@ -198,7 +202,12 @@ impl ContextDriver for Context {
 
     fn alloc_pd(&self, _cx: &MaySleep) -> Result<Arc<dyn PdDriver>> {
         let _call = self.0.call();
-        Ok(Arc::new(Pd(Probe::new(&self.0.ledger, Kind::Pd))))
+        let ledger = &self.0.ledger;
+        while ledger.hold_alloc_pd.load(Ordering::SeqCst) {
+            ledger.in_alloc_pd.store(true, Ordering::SeqCst);
+            std::thread::yield_now();
+        }
+        Ok(Arc::new(Pd(Probe::new(ledger, Kind::Pd))))
     }
 
     fn create_cq(&self, _cx: &MaySleep, init: CqInit) -> Result<Arc<dyn CqDriver>> {
