@@ -16,8 +16,9 @@ static int vrdma_create_kernel_cq(struct vrdma_hca *hca, struct vrdma_cq *cq, u3
 				  struct vrdma_page_list *list);
 static void vrdma_cq_free_memory(struct vrdma_vdev *vd, struct vrdma_cq *cq);
 static struct virtio_rdma_cqe *vrdma_next_cqe(struct vrdma_cq *cq, u32 index);
-static bool vrdma_cqe_to_wc(struct vrdma_vdev *vd, struct vrdma_cq *cq,
-			    const struct virtio_rdma_cqe *cqe, struct ib_wc *wc);
+static void vrdma_cq_give_back(struct vrdma_cq *cq, struct vrdma_ring *ring, u32 freed);
+static struct vrdma_ring *vrdma_cqe_to_wc(struct vrdma_vdev *vd, const struct virtio_rdma_cqe *cqe,
+					  struct ib_wc *wc);
 static enum ib_wc_opcode vrdma_wc_opcode(u8 opcode);
 
 int vrdma_create_cq(struct ib_cq *ibcq, const struct ib_cq_init_attr *attr, VRDMA_CREATE_CQ_ARG)
@@ -105,22 +106,29 @@ int vrdma_poll_cq(struct ib_cq *ibcq, int num, struct ib_wc *wc)
 {
 	struct vrdma_vdev *vd = to_vhca(ibcq->device)->vd;
 	struct vrdma_cq *cq = to_vcq(ibcq);
+	struct vrdma_ring *ring = NULL;
 	struct virtio_rdma_cqe *cqe;
 	unsigned long flags;
-	u32 before;
+	u32 before, freed = 0;
 	int n = 0;
 
 	spin_lock_irqsave(&cq->lock, flags);
 	before = cq->consumer;
 	while (n < num && (cqe = vrdma_next_cqe(cq, cq->consumer))) {
-		if (vrdma_cqe_to_wc(vd, cq, cqe, &wc[n]))
+		struct vrdma_ring *of = vrdma_cqe_to_wc(vd, cqe, &wc[n]);
+
+		if (of) {
+			/* Once a run of CQEs of one queue, which is mostly once a call. */
+			if (ring && ring != of)
+				vrdma_cq_give_back(cq, ring, freed);
+			ring = of;
+			freed = le32_to_cpu(cqe->wqe_count);
 			n++;
+		}
 		cq->consumer++;
 	}
-	/* The device may overwrite what has been read. */
 	if (cq->consumer != before)
-		smp_store_release((__force u32 *)&cq->guest->consumer,
-				  (__force u32)cpu_to_le32(cq->consumer));
+		vrdma_cq_give_back(cq, ring, freed);
 	spin_unlock_irqrestore(&cq->lock, flags);
 	return n;
 }
@@ -130,10 +138,14 @@ int vrdma_req_notify_cq(struct ib_cq *ibcq, enum ib_cq_notify_flags flags)
 {
 	struct vrdma_cq *cq = to_vcq(ibcq);
 	bool solicited = (flags & IB_CQ_SOLICITED_MASK) == IB_CQ_SOLICITED;
+	const struct virtio_rdma_cq_device_line *device = (const void *)(cq->guest + 1);
 	unsigned long irq_flags;
 	int missed = 0;
 
 	spin_lock_irqsave(&cq->lock, irq_flags);
+	/* An arm for any CQE that has not had its event is not weakened (IBA 11.4.2.2). */
+	if (cq->arm && !(cq->arm & 1) && le32_to_cpu(READ_ONCE(device->fired)) != cq->arm)
+		solicited = false;
 	cq->arm = ((cq->arm | 1) + 1) | solicited;
 	WRITE_ONCE(cq->guest->arm, cpu_to_le32(cq->arm));
 	/* Either the device sees the CQ armed, or we see what it wrote before it looked. */
@@ -228,18 +240,28 @@ static struct virtio_rdma_cqe *vrdma_next_cqe(struct vrdma_cq *cq, u32 index)
 	return (smp_load_acquire(&cqe->phase) & 1) == expected ? cqe : NULL;
 }
 
-/* False if the completion is nobody's. With the CQ's lock held. */
-static bool vrdma_cqe_to_wc(struct vrdma_vdev *vd, struct vrdma_cq *cq,
-			    const struct virtio_rdma_cqe *cqe, struct ib_wc *wc)
+/*
+ * Tells the device how far the CQ has been polled, and then whoever posts that slots of `ring` are
+ * free: in a CQ that is just large enough, the completion of what is posted there has no room
+ * before the device knows.
+ */
+static void vrdma_cq_give_back(struct vrdma_cq *cq, struct vrdma_ring *ring, u32 freed)
 {
-	struct vrdma_ring *ring;
+	smp_store_release((__force u32 *)&cq->guest->consumer,
+			  (__force u32)cpu_to_le32(cq->consumer));
+	if (ring)
+		smp_store_release(&ring->freed, freed);
+}
+
+/* The queue that the completion is of, or NULL if it is nobody's. With the CQ's lock held. */
+static struct vrdma_ring *vrdma_cqe_to_wc(struct vrdma_vdev *vd, const struct virtio_rdma_cqe *cqe,
+					  struct ib_wc *wc)
+{
 	struct vrdma_qp *qp;
 
 	qp = xa_load(&vd->qps, le32_to_cpu(cqe->qpn));
 	if (!qp || qp->umem)
-		return false;
-	ring = cqe->flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? &qp->sq : &qp->rq;
-	WRITE_ONCE(ring->freed, le32_to_cpu(cqe->wqe_count));
+		return NULL;
 
 	memset(wc, 0, sizeof(*wc));
 	wc->wr_id = le64_to_cpu(cqe->wr_id);
@@ -260,7 +282,7 @@ static bool vrdma_cqe_to_wc(struct vrdma_vdev *vd, struct vrdma_cq *cq,
 	}
 	if (cqe->flags & VIRTIO_RDMA_CQE_GRH)
 		wc->wc_flags |= IB_WC_GRH;
-	return true;
+	return cqe->flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? &qp->sq : &qp->rq;
 }
 
 static enum ib_wc_opcode vrdma_wc_opcode(u8 opcode)
