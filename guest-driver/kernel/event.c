@@ -9,6 +9,7 @@
 /* Buffers in eventq. Events that find none wait in the device. */
 #define VRDMA_NUM_EVENTS 64
 
+static bool vrdma_compq_serve(struct vrdma_vector *vec);
 static void vrdma_handle_event(struct vrdma_vdev *vd, const struct virtio_rdma_async_event *event);
 static void vrdma_qp_event(struct vrdma_vdev *vd, u32 qpn, enum ib_event_type type);
 static void vrdma_cq_event(struct vrdma_vdev *vd, u32 cqn, enum ib_event_type type);
@@ -36,6 +37,7 @@ int vrdma_events_start(struct vrdma_vdev *vd)
 		struct vrdma_vector *vec = &vd->vectors[v];
 
 		n = vec->compq->num_free;
+		vec->num_events = n;
 		vec->events = kcalloc(n, sizeof(*vec->events), GFP_KERNEL);
 		if (!vec->events)
 			return -ENOMEM;
@@ -48,6 +50,16 @@ int vrdma_events_start(struct vrdma_vdev *vd)
 		}
 	}
 	return 0;
+}
+
+/* Nothing runs any more when this returns. The device has been reset. */
+void vrdma_events_cancel(struct vrdma_vdev *vd)
+{
+	u32 v;
+
+	cancel_work_sync(&vd->event_work);
+	for (v = 0; v < vd->num_vectors; v++)
+		cancel_work_sync(&vd->vectors[v].work);
 }
 
 /* Takes the buffers back. The device has been reset. */
@@ -72,36 +84,26 @@ void vrdma_events_free(struct vrdma_vdev *vd)
 	kfree(vd->events);
 }
 
-/* The interrupt of a vector's compq: runs the completion handlers of the CQs it names. */
+/*
+ * The interrupt of a vector's compq. Processes can make events as fast as the device completes
+ * their work, so it does a share, and leaves the rest to a thread that can be preempted.
+ */
 void vrdma_compq_callback(struct virtqueue *vq)
 {
 	struct vrdma_vdev *vd = vq->vdev->priv;
 	struct vrdma_vector *vec =
 		&vd->vectors[(vq->index - VIRTIO_RDMA_QUEUE_COMP_FIRST) / 2];
-	struct virtio_rdma_comp_event *event;
-	unsigned long flags;
-	unsigned int len;
 
-	spin_lock_irqsave(&vec->lock, flags);
-	do {
-		virtqueue_disable_cb(vq);
-		while ((event = virtqueue_get_buf(vq, &len))) {
-			struct vrdma_cq *cq = NULL;
+	if (vrdma_compq_serve(vec))
+		queue_work(vd->wq, &vec->work);
+}
 
-			if (len >= sizeof(*event))
-				cq = vrdma_cq_get(vd, le32_to_cpu(event->cqn));
-			vrdma_post_buffer(vq, event, sizeof(*event));
-			/* An event of a CQ destroyed meanwhile is nobody's. */
-			if (!cq)
-				continue;
-			if (cq->ibcq.comp_handler)
-				cq->ibcq.comp_handler(&cq->ibcq, cq->ibcq.cq_context);
-			vrdma_cq_put(cq);
-		}
-	} while (!virtqueue_enable_cb(vq));
-	/* Without an exit, unless the device had run out of buffers and asked. */
-	virtqueue_kick(vq);
-	spin_unlock_irqrestore(&vec->lock, flags);
+void vrdma_compq_work(struct work_struct *work)
+{
+	struct vrdma_vector *vec = container_of(work, struct vrdma_vector, work);
+
+	if (vrdma_compq_serve(vec))
+		queue_work(vec->vd->wq, &vec->work);
 }
 
 void vrdma_eventq_callback(struct virtqueue *vq)
@@ -126,9 +128,47 @@ void vrdma_event_work(struct work_struct *work)
 			vrdma_post_buffer(vd->eventq, event, sizeof(*event));
 			if (len >= sizeof(copy))
 				vrdma_handle_event(vd, &copy);
+			cond_resched();
 		}
 	} while (!virtqueue_enable_cb(vd->eventq));
 	virtqueue_kick(vd->eventq);
+}
+
+/*
+ * Runs the completion handlers of the CQs that a vector's compq names. True when there may be
+ * more; then the device sends no further interrupt. At most one runs for a vector, so the
+ * handler of a CQ is never entered twice at a time.
+ */
+static bool vrdma_compq_serve(struct vrdma_vector *vec)
+{
+	struct virtqueue *vq = vec->compq;
+	struct virtio_rdma_comp_event *event;
+	u32 budget = vec->num_events;
+	unsigned long flags;
+	unsigned int len;
+
+	spin_lock_irqsave(&vec->lock, flags);
+	do {
+		virtqueue_disable_cb(vq);
+		while (budget && (event = virtqueue_get_buf(vq, &len))) {
+			struct vrdma_cq *cq = NULL;
+
+			budget--;
+			if (len >= sizeof(*event))
+				cq = vrdma_cq_get(vec->vd, le32_to_cpu(event->cqn));
+			vrdma_post_buffer(vq, event, sizeof(*event));
+			/* An event of a CQ destroyed meanwhile is nobody's. */
+			if (!cq)
+				continue;
+			if (cq->ibcq.comp_handler)
+				cq->ibcq.comp_handler(&cq->ibcq, cq->ibcq.cq_context);
+			vrdma_cq_put(cq);
+		}
+	} while (budget && !virtqueue_enable_cb(vq));
+	/* Without an exit, unless the device had run out of buffers and asked. */
+	virtqueue_kick(vq);
+	spin_unlock_irqrestore(&vec->lock, flags);
+	return !budget;
 }
 
 static void vrdma_handle_event(struct vrdma_vdev *vd, const struct virtio_rdma_async_event *event)

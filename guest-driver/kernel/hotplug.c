@@ -134,7 +134,7 @@ static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation)
 
 err_uar:
 	vrdma_netdev_unbind(hca);
-	vrdma_uar_destroy(vd, &hca->uar);
+	vrdma_uar_destroy(hca, &hca->uar);
 err_dealloc:
 	ib_dealloc_device(&hca->ibdev);
 	return ERR_PTR(err);
@@ -217,6 +217,6 @@ static void vrdma_unregister(struct vrdma_vdev *vd)
 
 	vrdma_netdev_stop(hca);
 	ib_unregister_device(&hca->ibdev);
-	vrdma_uar_destroy(vd, &hca->uar);
+	vrdma_uar_destroy(hca, &hca->uar);
 	ib_dealloc_device(&hca->ibdev);
 }

@@ -4,6 +4,7 @@
  * The RDMA device on top comes and goes in hotplug.c.
  */
 #include <linux/dma-mapping.h>
+#include <linux/kernel.h>
 #include <linux/module.h>
 #include <linux/pci.h>
 
@@ -17,6 +18,7 @@ static int vrdma_status_page_alloc(struct vrdma_vdev *vd);
 static void vrdma_status_page_free(struct vrdma_vdev *vd);
 static int vrdma_setup_queues(struct vrdma_vdev *vd);
 static void vrdma_reset(struct vrdma_vdev *vd);
+static bool vrdma_is_present(struct vrdma_vdev *vd);
 
 static int vrdma_probe(struct virtio_device *vdev)
 {
@@ -97,7 +99,7 @@ static int vrdma_probe(struct virtio_device *vdev)
 err_started:
 	vrdma_hotplug_stop(vd);
 	vrdma_reset(vd);
-	cancel_work_sync(&vd->event_work);
+	vrdma_events_cancel(vd);
 	vrdma_control_fail_all(vd);
 err_queues:
 	vrdma_events_stop(vd);
@@ -120,7 +122,7 @@ static void vrdma_remove(struct virtio_device *vdev)
 
 	vrdma_hotplug_stop(vd);
 	vrdma_reset(vd);
-	cancel_work_sync(&vd->event_work);
+	vrdma_events_cancel(vd);
 	vrdma_control_fail_all(vd);
 	vrdma_events_stop(vd);
 	vdev->config->del_vqs(vdev);
@@ -159,17 +161,20 @@ void vrdma_declare_broken(struct vrdma_vdev *vd, const char *why)
 	if (!vd->broken) {
 		first = true;
 		WRITE_ONCE(vd->broken, true);
-		virtio_break_device(vd->vdev);
 		vrdma_reset(vd);
 		vrdma_control_fail_all(vd);
 	}
 	mutex_unlock(&vd->broken_lock);
 
-	if (!first)
+	/* When the machine goes down, the virtio core breaks all devices. */
+	if (!first || system_state != SYSTEM_RUNNING)
 		return;
-	dev_err(&vd->vdev->dev,
-		"the device was reset, since %s: see the log of vhost-rdma, then unbind and bind the driver\n",
-		why);
+	if (vrdma_is_present(vd))
+		dev_err(&vd->vdev->dev,
+			"the device was reset, since %s: see the log of vhost-rdma, then unbind and bind the driver\n",
+			why);
+	else
+		dev_err(&vd->vdev->dev, "the device was pulled out\n");
 	vrdma_dispatch(vd, IB_EVENT_DEVICE_FATAL);
 	vrdma_dispatch(vd, IB_EVENT_PORT_ERR);
 }
@@ -255,7 +260,9 @@ static int vrdma_setup_queues(struct vrdma_vdev *vd)
 	for (v = 0; v < vd->num_vectors; v++) {
 		struct vrdma_vector *vec = &vd->vectors[v];
 
+		vec->vd = vd;
 		spin_lock_init(&vec->lock);
+		INIT_WORK(&vec->work, vrdma_compq_work);
 		snprintf(vec->compq_name, sizeof(vec->compq_name), "comp.%u", v);
 		snprintf(vec->doorbellq_name, sizeof(vec->doorbellq_name), "doorbell.%u", v);
 		callbacks[VIRTIO_RDMA_QUEUE_COMP_FIRST + 2 * v] = vrdma_compq_callback;
@@ -286,14 +293,24 @@ out:
 	return err;
 }
 
-/* A device that was pulled out has no status register left that could be waited for. */
+/*
+ * No callback of a virtqueue begins after this; its queues are of no further use. A device that
+ * was pulled out has no status register left that could be waited for.
+ */
 static void vrdma_reset(struct vrdma_vdev *vd)
 {
+	virtio_break_device(vd->vdev);
+	if (vrdma_is_present(vd))
+		virtio_reset_device(vd->vdev);
+}
+
+static bool vrdma_is_present(struct vrdma_vdev *vd)
+{
 #ifdef CONFIG_PCI
-	if (dev_is_pci(vd->dma_dev) && !pci_device_is_present(to_pci_dev(vd->dma_dev)))
-		return;
+	if (dev_is_pci(vd->dma_dev))
+		return pci_device_is_present(to_pci_dev(vd->dma_dev));
 #endif
-	virtio_reset_device(vd->vdev);
+	return true;
 }
 
 static const struct virtio_device_id vrdma_id_table[] = {

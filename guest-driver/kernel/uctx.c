@@ -40,27 +40,31 @@ static struct rdma_user_mmap_entry *vrdma_add_mmap_entry(struct vrdma_ucontext *
 static int vrdma_mmap_pages(struct vrdma_mmap_entry *entry, struct vm_area_struct *vma);
 
 /*
- * Makes a UAR with room for `num_slots` QPs if the device has that many left, or else with one
- * page of them.
+ * Makes a UAR with room for `num_slots` QPs while the device's slots are plenty; with one page of
+ * them otherwise, so that a few processes with large ones do not keep all others out.
  */
 int vrdma_uar_create(struct vrdma_hca *hca, struct vrdma_uar *uar, u32 num_slots)
 {
 	size_t bytes = VIRTIO_RDMA_UAR_BITMAP_OFFSET + DIV_ROUND_UP(num_slots, BITS_PER_BYTE);
 	unsigned int order = get_order(min_t(size_t, bytes, VIRTIO_RDMA_UAR_MAX_BYTES));
-	int err;
+	int err = -ENOMEM;
 
-	err = vrdma_uar_try(hca, uar, order);
-	if (err == -ENOMEM && order)
+	if (atomic_read(&hca->slots) + VRDMA_SLOTS_OF(PAGE_SIZE << order) <= hca->max_slots / 2)
+		err = vrdma_uar_try(hca, uar, order);
+	if (err == -ENOMEM)
 		err = vrdma_uar_try(hca, uar, 0);
+	if (!err)
+		atomic_add(uar->num_slots, &hca->slots);
 	return err;
 }
 
-void vrdma_uar_destroy(struct vrdma_vdev *vd, struct vrdma_uar *uar)
+void vrdma_uar_destroy(struct vrdma_hca *hca, struct vrdma_uar *uar)
 {
 	/* Still in use, which the core excludes: keep the memory rather than give it away. */
-	if (WARN_ON_ONCE(vrdma_destroy(vd, VIRTIO_RDMA_CMD_DESTROY_UAR, uar->uarn)))
+	if (WARN_ON_ONCE(vrdma_destroy(hca->vd, VIRTIO_RDMA_CMD_DESTROY_UAR, uar->uarn)))
 		return;
-	vrdma_uar_free_pages(vd, uar);
+	atomic_sub(uar->num_slots, &hca->slots);
+	vrdma_uar_free_pages(hca->vd, uar);
 	ida_destroy(&uar->slots);
 }
 
@@ -97,7 +101,7 @@ int vrdma_alloc_ucontext(struct ib_ucontext *ibuc, struct ib_udata *udata)
 
 err_entries:
 	vrdma_remove_mmap_entries(hca, uctx);
-	vrdma_uar_destroy(vd, &uctx->uar);
+	vrdma_uar_destroy(hca, &uctx->uar);
 	return err;
 }
 
@@ -107,7 +111,7 @@ void vrdma_dealloc_ucontext(struct ib_ucontext *ibuc)
 	struct vrdma_ucontext *uctx = to_vucontext(ibuc);
 
 	vrdma_remove_mmap_entries(hca, uctx);
-	vrdma_uar_destroy(hca->vd, &uctx->uar);
+	vrdma_uar_destroy(hca, &uctx->uar);
 }
 
 /*
@@ -191,8 +195,6 @@ static int vrdma_uar_try(struct vrdma_hca *hca, struct vrdma_uar *uar, unsigned 
 	size_t bytes = PAGE_SIZE << order;
 	int err;
 
-	if (VRDMA_SLOTS_OF(bytes) > hca->max_slots)
-		return -ENOMEM;
 	uar->order = order;
 	uar->num_slots = VRDMA_SLOTS_OF(bytes);
 	uar->pages = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_ZERO, order);

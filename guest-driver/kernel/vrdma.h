@@ -43,8 +43,11 @@ struct vrdma_control {
 struct vrdma_vector {
 	struct virtqueue *compq;
 	struct virtqueue *doorbellq;
+	struct vrdma_vdev *vd;
 	spinlock_t lock; /* of compq; taken in interrupts */
+	struct work_struct work; /* goes on where an interrupt has done its share */
 	struct virtio_rdma_comp_event *events; /* buffers of compq */
+	u32 num_events;
 	phys_addr_t doorbell; /* of the notify page, or 0 when it can't be mapped */
 	char compq_name[16];
 	char doorbellq_name[20];
@@ -98,6 +101,7 @@ struct vrdma_hca {
 	struct vrdma_vdev *vd;
 	u32 generation;
 	u32 max_slots; /* of all UARs together */
+	atomic_t slots; /* of the UARs that there are */
 	struct virtio_rdma_device_attr attr;
 	struct virtio_rdma_port_attr port;
 	struct vrdma_uar uar;
@@ -244,7 +248,7 @@ int vrdma_del_gid(const struct ib_gid_attr *attr, void **context);
 /* uctx.c */
 extern const struct uapi_definition vrdma_uapi[];
 int vrdma_uar_create(struct vrdma_hca *hca, struct vrdma_uar *uar, u32 num_slots);
-void vrdma_uar_destroy(struct vrdma_vdev *vd, struct vrdma_uar *uar);
+void vrdma_uar_destroy(struct vrdma_hca *hca, struct vrdma_uar *uar);
 int vrdma_alloc_ucontext(struct ib_ucontext *ibuc, struct ib_udata *udata);
 void vrdma_dealloc_ucontext(struct ib_ucontext *ibuc);
 void vrdma_disassociate_ucontext(struct ib_ucontext *ibuc);
@@ -292,11 +296,13 @@ int vrdma_post_recv(struct ib_qp *ibqp, const struct ib_recv_wr *wr,
 
 /* event.c */
 int vrdma_events_start(struct vrdma_vdev *vd);
+void vrdma_events_cancel(struct vrdma_vdev *vd);
 void vrdma_events_stop(struct vrdma_vdev *vd);
 void vrdma_events_free(struct vrdma_vdev *vd);
 void vrdma_event_work(struct work_struct *work);
 void vrdma_eventq_callback(struct virtqueue *vq);
 void vrdma_compq_callback(struct virtqueue *vq);
+void vrdma_compq_work(struct work_struct *work);
 
 /* counters.c */
 struct rdma_hw_stats *vrdma_alloc_hw_port_stats(struct ib_device *ibdev, u32 port);

@@ -380,6 +380,7 @@ impl Parts {
         files.push((PathBuf::from("/proc/cpuinfo"), "cpuinfo".to_owned()));
         if let Some(module) = &self.module {
             files.push((module.self_test.clone(), "rdma_selftest.ko".to_owned()));
+            files.push((module.hostile.clone(), "uverbs_hostile".to_owned()));
         }
         let commands = vec![(self.verifier.clone(), "verifier".to_owned())];
         let script = match job {

@@ -122,6 +122,8 @@ pub struct Module {
     pub driver: PathBuf,
     /// `rdma_selftest.ko`, which uses any RDMA device as a kernel consumer does.
     pub self_test: PathBuf,
+    /// `uverbs_hostile`, a program that tries what a process may not do to the driver.
+    pub hostile: PathBuf,
 }
 
 /// Our modules, built for a kernel.
@@ -136,12 +138,12 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<Module> {
             uml = None;
             let root = release.build_root(cache)?;
             let version = release.version(&root)?;
-            let key = Key::of("module 1").text(&version).text(&root.directory.to_string_lossy());
+            let key = Key::of("module 2").text(&version).text(&root.directory.to_string_lossy());
             (format!("module-{release}"), root, format!("KDIR=/lib/modules/{version}/build"), key)
         }
         ModuleFor::Uml => {
             let tree = kernels::uml_tree(cache)?;
-            let key = Key::of("module 1").text(&tree.to_string_lossy());
+            let key = Key::of("module 2").text(&tree.to_string_lossy());
             uml = Some(tree);
             let arguments = format!("ARCH=um KDIR={UML}/build");
             ("module-uml".to_owned(), BuildRoot::bookworm(cache)?, arguments, key)
@@ -164,11 +166,16 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<Module> {
                  make -C {WORK}/driver/$folder -j2 {make_arguments}
              done
              cp {WORK}/driver/kernel/virtio_rdma.ko {WORK}/driver/kernel/selftest/*.ko {WORK}/
+             cp {WORK}/driver/kernel/selftest/uverbs_hostile {WORK}/
              rm -r {WORK}/driver"
         );
         root.run(&binds, &script, log)
     })?;
-    Ok(Module { driver: place.join("virtio_rdma.ko"), self_test: place.join("rdma_selftest.ko") })
+    Ok(Module {
+        driver: place.join("virtio_rdma.ko"),
+        self_test: place.join("rdma_selftest.ko"),
+        hostile: place.join("uverbs_hostile"),
+    })
 }
 
 /// The directory with the provider: `libvirtio_rdma-rdmavNN.so` and `virtio_rdma.driver`.

@@ -31,6 +31,7 @@ pub fn tests() -> Vec<Test> {
             ("perftest", "perftest.sh"),
             ("polling_needs_no_kicks", "kicks.sh"),
             ("kernel_verbs", "kernel-verbs.sh"),
+            ("a_hostile_process_is_refused", "hostile-process.sh"),
             ("unbind_with_an_open_context", "disassociate.sh"),
         ] {
             tests.push(script(format!("vm_{name}_{kind}"), two.clone(), file, &[]));
