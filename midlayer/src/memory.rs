@@ -173,7 +173,17 @@ impl UserMemory {
     }
 
     /// Reads bytes. Never sleeps.
+    #[inline]
     pub fn read(&self, addr: u64, to: &mut [u8]) -> Result<(), OutOfRange> {
+        if let Some(from) = self.host_address(addr, to.len() as u64) {
+            // SAFETY: `host_address` gives as many bytes of a live mapping; `to` is ours.
+            unsafe { copy(to.as_mut_ptr(), from, to.len()) };
+            return Ok(());
+        }
+        self.read_pieces(addr, to)
+    }
+
+    fn read_pieces(&self, addr: u64, to: &mut [u8]) -> Result<(), OutOfRange> {
         let mut done = 0;
         self.pieces(addr, to.len() as u64, |from, len| {
             // SAFETY: `pieces` gives addresses inside live mappings; `to` is ours and long enough.
@@ -183,7 +193,17 @@ impl UserMemory {
     }
 
     /// Writes bytes; the last ones become visible last. Never sleeps.
+    #[inline]
     pub fn write(&self, addr: u64, from: &[u8]) -> Result<(), OutOfRange> {
+        if let Some(to) = self.host_address(addr, from.len() as u64) {
+            // SAFETY: as in `read`, the other way round.
+            unsafe { copy(to, from.as_ptr(), from.len()) };
+            return Ok(());
+        }
+        self.write_pieces(addr, from)
+    }
+
+    fn write_pieces(&self, addr: u64, from: &[u8]) -> Result<(), OutOfRange> {
         let mut done = 0;
         self.pieces(addr, from.len() as u64, |to, len| {
             // SAFETY: as in `read`, the other way round.
@@ -246,6 +266,7 @@ impl UserMemory {
 
     /// The aligned 64-bit word at `addr`, for rings that the consumer shares: valid while `self` lives,
     /// written by others at any time. In the consumer's byte order. Never sleeps.
+    #[inline]
     pub fn atomic_u64(&self, addr: u64) -> Option<&AtomicU64> {
         let at = self.aligned(addr, 8)?;
         // SAFETY: 8 aligned bytes of a mapping that lives as long as `self`.
@@ -253,12 +274,14 @@ impl UserMemory {
     }
 
     /// As `atomic_u64`, of 32 bits.
+    #[inline]
     pub fn atomic_u32(&self, addr: u64) -> Option<&AtomicU32> {
         let at = self.aligned(addr, 4)?;
         // SAFETY: 4 aligned bytes of a mapping that lives as long as `self`.
         Some(unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 
+    #[inline]
     fn aligned(&self, addr: u64, bytes: u64) -> Option<*mut u8> {
         let at = self.host_address(addr, bytes)?;
         (at as usize).is_multiple_of(bytes as usize).then_some(at)
@@ -268,7 +291,8 @@ impl UserMemory {
     /// `self` lives. `None` if out of range or not contiguous.
     #[inline]
     pub fn host_address(&self, addr: u64, len: u64) -> Option<*mut u8> {
-        if !self.contains(addr, len) {
+        // No bytes have no address: behind the last one there may be no page.
+        if len == 0 || !self.contains(addr, len) {
             return None;
         }
         let (at, contiguous) = self.locate(addr - self.start);
@@ -572,6 +596,9 @@ mod tests {
                 assert_eq!(memory.read(addr, &mut byte), Err(OutOfRange));
             }
             assert_eq!(memory.write(0x1000 + 8199, &[0, 0]), Err(OutOfRange));
+            assert_eq!(memory.host_address(0x1000 + 8200, 0), None);
+            assert_eq!(memory.write(0x1000 + 8200, &[]), Ok(()));
+            assert_eq!(memory.copy_from(0x1000 + 8200, &memory, 0x1000 + 8200, 0), Ok(()));
             assert_eq!(memory.copy_from(0x1000, &memory, 0x1001, 8200), Err(OutOfRange));
             assert_eq!(memory.copy_from(0x1000, &memory, 0x1000, u64::MAX), Err(OutOfRange));
         }
