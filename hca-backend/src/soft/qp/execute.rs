@@ -75,11 +75,11 @@ impl Link {
 }
 
 impl Qp {
-    /// The commonest request in a straight line: an RDMA WRITE of one range, or of inline bytes, to a
-    /// peer that answered before. False if anything is not as usual: then nothing was done, and
-    /// `execute` finds out what.
+    /// The commonest requests in a straight line: an RDMA WRITE or READ of one range, or of inline
+    /// bytes, at a peer that answered before. False if anything is not as usual: then nothing was
+    /// done, and `execute` finds out what.
     #[inline]
-    pub(super) fn write_at_once(
+    pub(super) fn at_once(
         &self,
         attr: &QpAttr,
         link: &mut Link,
@@ -87,26 +87,37 @@ impl Qp {
         len: u64,
         guard: &Guard,
     ) -> bool {
-        if wr.opcode != WrOpcode::RdmaWrite || len == 0 {
-            return false;
-        }
+        let (remote, local) = match wr.opcode {
+            WrOpcode::RdmaWrite => (Access::REMOTE_WRITE, Access::NONE),
+            WrOpcode::RdmaRead if attr.max_rd_atomic > 0 => {
+                (Access::REMOTE_READ, Access::LOCAL_WRITE)
+            }
+            _ => return false,
+        };
         let Some(peer) = &link.peer else { return false };
-        if peer.epoch != self.context.network.epoch() {
+        if len == 0 || peer.epoch != self.context.network.epoch() {
             return false;
         }
         let Some(mut responder) = peer.qp.responder.0.try_lock_briefly() else { return false };
         let known = (self.uid, peer.epoch);
-        let Some(to) = peer.qp.write_target(&responder, known, link.psn, wr, len, guard) else {
+        if !peer.qp.as_usual(&responder, known, link.psn, remote, guard) {
             return false;
-        };
+        }
+        let (mrs, pd) = (&peer.qp.context.mrs, peer.qp.created.pd);
+        let there = mrs.span(wr.rkey.0, wr.remote_addr, len, pd, remote, guard);
+        let Some(there) = there else { return false };
         match wr.data {
             SendData::Sges([sge]) => {
                 let (mrs, pd) = (&self.context.mrs, self.created.pd);
-                let from = mrs.span(sge.lkey.0, sge.addr, len, pd, Access::NONE, guard);
-                let Some(from) = from else { return false };
-                to.copy_from(&from);
+                let here = mrs.span(sge.lkey.0, sge.addr, len, pd, local, guard);
+                let Some(here) = here else { return false };
+                if wr.opcode == WrOpcode::RdmaRead {
+                    here.copy_from(&there);
+                } else {
+                    there.copy_from(&here);
+                }
             }
-            SendData::Inline(bytes) => to.write(bytes),
+            SendData::Inline(bytes) => there.write(bytes),
             _ => return false,
         }
         let next = link.psn.plus(packets(len, attr.path_mtu.bytes() as u64));

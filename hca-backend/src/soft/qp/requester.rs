@@ -144,7 +144,7 @@ impl Qp {
             && !r.has_work()
             && !self.context.suspended(&guard)
         {
-            if self.write_at_once(&r.attr, &mut r.link, wr, len, &guard) {
+            if self.at_once(&r.attr, &mut r.link, wr, len, &guard) {
                 self.complete(r.cq.as_ref(), wr, len, WcStatus::Success);
                 return Ok(());
             }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, RecvSource, Taken};
-use rdma_midlayer::memory::Span;
 use rdma_midlayer::rcu::{self, Guard};
 use rdma_midlayer::types::{Access, Gid, Psn, QpState, QpType, Qpn, WcOpcode, WcStatus, WrOpcode};
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompletion};
@@ -232,29 +231,24 @@ impl Qp {
         responder.epsn == psn || self.created.qp_type == QpType::Uc && request.offset == 0
     }
 
-    /// Where a WRITE goes, if it is the expected one of a requester that is known (`uid` and epoch),
-    /// and all is as usual.
+    /// Whether the next WRITE or READ of a requester that is known (`uid` and epoch) can be carried
+    /// out without another look at this side.
     #[inline]
-    pub(super) fn write_target<'g>(
+    pub(super) fn as_usual(
         &self,
         responder: &Responder,
         known: (u64, u64),
         psn: Psn,
-        wr: &SendWr<'_>,
-        len: u64,
-        guard: &'g Guard,
-    ) -> Option<Span<'g>> {
-        let usual = matches!(self.state(), QpState::Rtr | QpState::Rts)
+        access: Access,
+        guard: &Guard,
+    ) -> bool {
+        matches!(self.state(), QpState::Rtr | QpState::Rts)
             && responder.bound == Some(known)
             && responder.established
             && responder.epsn == psn
-            && responder.access.contains(Access::REMOTE_WRITE)
-            && !self.context.suspended(guard);
-        if !usual {
-            return None;
-        }
-        let (mrs, pd) = (&self.context.mrs, self.created.pd);
-        mrs.span(wr.rkey.0, wr.remote_addr, len, pd, Access::REMOTE_WRITE, guard)
+            && responder.access.contains(access)
+            && (access != Access::REMOTE_READ || responder.max_dest_rd_atomic > 0)
+            && !self.context.suspended(guard)
     }
 
     /// Carries out a request, or a piece of one. Never sleeps.
