@@ -195,7 +195,7 @@ impl QpPath {
     pub fn turn(&self, buffer: &mut SendBuffer, budget: usize) -> Turn {
         let qp = &*self.qp;
         if !self.rings.may_touch() {
-            return self.leave();
+            return self.leave_closed();
         }
         if self.rings.attention.load(Ordering::Relaxed) != 0
             && self.rings.attention.swap(0, Ordering::AcqRel) & RECV != 0
@@ -263,6 +263,17 @@ impl QpPath {
         let ah = ahs.get(index).ok_or(Error::Invalid("address handle"))?;
         let ud = Some(ah.dest(Qpn(qpn), wr.rkey.0)?);
         self.qp.post_send(&SendWr { remote_addr: 0, rkey: RKey(0), ud, ..*wr })
+    }
+
+    /// Leaves, unless the rings were opened since they were found closed: whoever opened them may have
+    /// asked for attention while we were still active, which did nothing.
+    fn leave_closed(&self) -> Turn {
+        // A read-modify-write, so that it sees what came before the one that asked.
+        self.rings.active.swap(false, Ordering::AcqRel);
+        if self.rings.may_touch() && !self.rings.active.swap(true, Ordering::AcqRel) {
+            return Turn::Idle;
+        }
+        Turn::Left
     }
 
     fn leave(&self) -> Turn {
