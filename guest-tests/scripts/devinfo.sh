@@ -6,10 +6,10 @@ set -euo pipefail
 source ./rdma.sh
 
 ibv_devinfo -v -d "$RDMA_DEVICE" > info
-grep -qE 'transport: +InfiniBand' info
-grep -qE 'state: +PORT_ACTIVE' info
-grep -qE 'link_layer: +Ethernet' info
-grep -qE 'active_mtu: +4096' info
+grep -qE 'transport:[[:space:]]+InfiniBand' info
+grep -qE 'state:[[:space:]]+PORT_ACTIVE' info
+grep -qE 'link_layer:[[:space:]]+Ethernet' info
+grep -qE 'active_mtu:[[:space:]]+4096' info
 [[ $(cat "/sys/class/infiniband/$RDMA_DEVICE/ports/1/gid_attrs/ndevs/0") == eth0 ]]
 rdma link show | grep "$RDMA_DEVICE/1 .*state ACTIVE.* netdev eth0"
 index=$(gid_index "$RDMA_DEVICE")

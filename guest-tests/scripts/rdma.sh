@@ -2,7 +2,10 @@
 # Functions for scripts that run in lab guests; the lab lays this file into the guests' /root.
 # Sourced, not run: `source ./rdma.sh`. Works with bash.
 
-# The command servers listen at: ibv_rc_pingpong and perftest have the same default.
+# Under `set -e`, tells which command a script stopped at.
+trap 'echo "$0 line $LINENO failed: $BASH_COMMAND"' ERR
+
+# Where servers listen: ibv_rc_pingpong and perftest have the same default.
 readonly RDMA_PORT_HEX=4853
 
 # gid_index DEVICE: the first RoCEv2 GID made of an IPv4 address.
