@@ -16,9 +16,9 @@ use hca_backend::soft::{Config, Limits, SoftHca};
 use midlayer::{CAP, Stage, memory, send};
 use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask as M};
 use rdma_midlayer::driver::{MalformedWqe, Notify, Waker};
-use rdma_midlayer::types::{Access, Gid, QpState, QpType, WrOpcode};
-use rdma_midlayer::work::{RecvWr, SendData, SendWr, Sge};
-use rdma_midlayer::{ContextSpec, CqSpec, MaySleep, Qp, QpSpec, RunQueue};
+use rdma_midlayer::types::{Access, Gid, QpState, QpType, WcStatus, WrOpcode};
+use rdma_midlayer::work::{RecvWr, SendData, SendWr, Sge, WorkCompletion};
+use rdma_midlayer::{ContextSpec, CqSpec, MaySleep, Qp, QpSpec, RunQueue, SrqSpec};
 use trap::trapped;
 
 const GID: Gid = Gid([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
@@ -144,6 +144,83 @@ fn the_data_path_of_the_soft_hca_makes_no_call_that_may_block() {
 
     a.destroy(&cx).unwrap();
     b.destroy(&cx).unwrap();
+    mr.dereg(&cx).unwrap();
+    cq.destroy(&cx).unwrap();
+    pd.dealloc(&cx).unwrap();
+    context.dealloc(&cx).unwrap();
+    stage.end(&cx);
+}
+
+#[test]
+fn address_handles_datagrams_and_shared_queues_make_no_call_that_may_block() {
+    let cx = MaySleep::claim().unwrap();
+    let limits = Limits::default();
+    let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers: 1, limits }));
+    let stage = Stage::new(&cx, hca);
+    let pollers = stage.device.pollers();
+    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
+    context.add_gid(&cx, 0, &GidEntry { gid: GID, mac: [2; 6], vlan: None }).unwrap();
+    let pd = context.alloc_pd(&cx).unwrap();
+    let cq = context.create_cq(&cx, CqSpec { cqe: 8192, ..CqSpec::default() }).unwrap();
+    let spec = SrqSpec { max_wr: 64, max_sge: 1, ..SrqSpec::default() };
+    let srq = pd.create_srq(&cx, spec).unwrap();
+    let [a, b] = [0, 1].map(|_| {
+        let spec = QpSpec { srq: Some(srq.clone()), ..QpSpec::new(QpType::Ud, &cq, CAP) };
+        let qp = pd.create_qp(&cx, spec).unwrap();
+        let attr = |state| QpAttr { state, qkey: 7, ..QpAttr::default() };
+        let init = M::STATE | M::PKEY_INDEX | M::PORT | M::QKEY;
+        qp.modify(&cx, &attr(QpState::Init), init).unwrap();
+        qp.modify(&cx, &attr(QpState::Rtr), M::STATE).unwrap();
+        qp.modify(&cx, &attr(QpState::Rts), M::STATE | M::SQ_PSN).unwrap();
+        qp
+    });
+    let mr = pd.reg_mr(&cx, memory(0x1000, 4096), Access::LOCAL_WRITE).unwrap();
+    let sge = [Sge { addr: 0x1000, length: 1024, lkey: mr.lkey() }];
+    let path = AhAttr { dgid: GID, port: 1, ..AhAttr::default() };
+    let shared = pd.create_ah(&path).unwrap();
+    let received = AtomicU64::new(0);
+    let once = || {
+        let mut wcs = Vec::with_capacity(32);
+        let ah = pd.create_ah(&path).unwrap();
+        ah.modify(&path).unwrap();
+        shared.modify(&path).unwrap();
+        assert_eq!(shared.query().unwrap().dgid, GID);
+        let _ = srq.post_recv(&RecvWr { wr_id: 1, ticket: 0, sges: &sge });
+        let _ = srq.recv_posted();
+        for ah in [&ah, &shared] {
+            let ud = Some(ah.dest(b.qpn(), 7).unwrap());
+            let _ = a.post_send(&SendWr { ud, ..send(2, SendData::Inline(b"hello")) });
+        }
+        ah.destroy().unwrap();
+        while cq.poll_cq(&mut wcs, 32).unwrap() == 32 {}
+        let came = |wc: &&WorkCompletion| wc.opcode.is_recv() && wc.status == WcStatus::Success;
+        received.fetch_add(wcs.iter().filter(came).count() as u64, SeqCst);
+    };
+    let stop = AtomicBool::new(false);
+    let calls = thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(SeqCst) {
+                    once();
+                }
+            });
+        }
+        let work = || {
+            once();
+            pollers.iter().for_each(|poller| {
+                poller.poll(Instant::now(), 8);
+            });
+        };
+        let calls = trapped(work, |()| (0..3000).for_each(|_| work()));
+        stop.store(true, SeqCst);
+        calls
+    });
+    assert_eq!(calls, []);
+    assert!(received.load(SeqCst) > 100, "only {} datagrams", received.load(SeqCst));
+    drop(shared);
+    a.destroy(&cx).unwrap();
+    b.destroy(&cx).unwrap();
+    srq.destroy(&cx).unwrap();
     mr.dereg(&cx).unwrap();
     cq.destroy(&cx).unwrap();
     pd.dealloc(&cx).unwrap();
