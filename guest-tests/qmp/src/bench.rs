@@ -2,10 +2,13 @@
 //! A daemon and a QEMU under qtest for one check: started, killed, and cleaned up after.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net;
 use serde_json::{Value, json};
 
 use crate::driver::Driver;
@@ -38,6 +41,13 @@ pub(crate) enum Machine {
     Q35,
     /// virtio-mmio, with the device.
     Microvm,
+}
+
+/// A socket on which nobody gets a connection, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Stall {
+    _listener: OwnedFd,
+    _filler: UnixStream,
 }
 
 /// One check's processes. Dropping it kills them.
@@ -137,6 +147,27 @@ impl Bench {
         }
     }
 
+    /// Puts a socket in the daemon's place where connecting goes on and on: its backlog is full.
+    pub(crate) fn stall(&self) -> Result<Stall, Error> {
+        let path = self.dir.path().join("rdma.sock");
+        let failed = || Error::io("stalling the daemon's socket");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed()(error));
+            }
+            _ => (),
+        }
+        let listen = || -> rustix::io::Result<OwnedFd> {
+            let socket = net::socket(net::AddressFamily::UNIX, net::SocketType::STREAM, None)?;
+            net::bind(&socket, &net::SocketAddrUnix::new(&path)?)?;
+            net::listen(&socket, 0)?;
+            Ok(socket)
+        };
+        let listener = listen().map_err(|error| failed()(error.into()))?;
+        let filler = UnixStream::connect(&path).map_err(failed())?;
+        Ok(Stall { _listener: listener, _filler: filler })
+    }
+
     /// Starts the daemon again, and waits until QEMU has connected to it.
     pub(crate) fn restart_daemon(&mut self) -> Result<(), Error> {
         self.daemon = Some(start_daemon(&self.env, self.dir.path())?);
@@ -183,11 +214,15 @@ impl Bench {
         Ok(())
     }
 
-    /// The end of what both programs wrote to their standard error.
-    pub(crate) fn logs(&self) -> String {
-        ["daemon.log", "qemu.log"]
-            .map(|name| format!("{name}:\n{}", tail(&self.dir.path().join(name))))
-            .join("\n")
+    /// Whether QEMU still runs, and the end of what both programs wrote to their standard error.
+    pub(crate) fn logs(&mut self) -> String {
+        let qemu = match wait(&mut self.qemu, Duration::from_secs(1)) {
+            Ok(status) => format!("QEMU ended with {status}"),
+            Err(_) => "QEMU still runs".to_owned(),
+        };
+        let logs = ["daemon.log", "qemu.log"]
+            .map(|name| format!("{name}:\n{}", tail(&self.dir.path().join(name))));
+        format!("{qemu}\n{}", logs.join("\n"))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::pci::VirtioFunction;
 use crate::{Error, Qtest};
 
 /// How long the daemon may take for a command, on a machine that does other things too.
-pub(crate) const COMMAND_TIME: Duration = Duration::from_secs(20);
+pub(crate) const COMMAND_TIME: Duration = Duration::from_secs(60);
 
 // Guest memory: interrupt words, status page, one command, rings.
 const INTERRUPTS: u64 = 0x10_0000;
@@ -30,6 +30,8 @@ const AVAIL: u64 = 0x2000;
 const USED: u64 = 0x3000;
 
 const ANSWER_BYTES: u32 = 1024;
+/// Entries of the driver's rings, if the device has that many: few, so that they are soon used up.
+const RING_ENTRIES: u16 = 64;
 
 const STATUS_ACKNOWLEDGE: u8 = 1;
 const STATUS_DRIVER: u8 = 2;
@@ -52,6 +54,7 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) pci: VirtioFunction,
+    offered_size: u16,
     queue_size: u16,
     available: u16,
     sequence: u32,
@@ -60,8 +63,13 @@ pub(crate) struct Driver {
 impl Driver {
     /// Maps the device and resets it.
     pub(crate) fn probe(qtest: &mut Qtest) -> Result<Self, Error> {
-        let driver =
-            Self { pci: VirtioFunction::map(qtest)?, queue_size: 0, available: 0, sequence: 0 };
+        let driver = Self {
+            pci: VirtioFunction::map(qtest)?,
+            offered_size: 0,
+            queue_size: 0,
+            available: 0,
+            sequence: 0,
+        };
         driver.reset(qtest)?;
         Ok(driver)
     }
@@ -92,7 +100,10 @@ impl Driver {
         self.common_write(qtest, 0x10, 2, 0)?;
         for queue in 0..self.num_queues(qtest)? {
             self.common_write(qtest, 0x16, 2, queue.into())?;
-            self.queue_size = self.common_read(qtest, 0x18, 2)? as u16;
+            self.offered_size = self.common_read(qtest, 0x18, 2)? as u16;
+            self.queue_size = self.offered_size.min(RING_ENTRIES);
+            ensure(self.queue_size > 0, || format!("queue {queue} has no entries"))?;
+            self.common_write(qtest, 0x18, 2, self.queue_size.into())?;
             let ring = RINGS + RING_BYTES * u64::from(queue);
             qtest.write(ring, &[0; RING_BYTES as usize])?;
             let vector = u64::from(queue) + 1;
@@ -124,9 +135,9 @@ impl Driver {
         Ok(self.common_read(qtest, 0x12, 2)? as u16)
     }
 
-    /// Entries of each queue, known after [`Self::start`].
-    pub(crate) fn queue_size(&self) -> u16 {
-        self.queue_size
+    /// Entries that the device has for each queue, known after [`Self::start`].
+    pub(crate) fn offered_size(&self) -> u16 {
+        self.offered_size
     }
 
     /// Reads the configuration space byte by byte, as a driver may.
@@ -173,16 +184,9 @@ impl Driver {
     /// Waits for the answer to what was submitted last.
     pub(crate) fn answer(&self, qtest: &mut Qtest) -> Result<Answer, Error> {
         let used = RINGS + RING_BYTES * u64::from(QUEUE_CONTROL) + USED;
-        let deadline = Instant::now() + COMMAND_TIME;
-        while qtest.load(used + 2, 2)? as u16 != self.available {
-            if Instant::now() > deadline {
-                return Err(Error::TimedOut {
-                    what: "answer of the device to a control command".to_owned(),
-                    after: COMMAND_TIME,
-                });
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually("answer of the device to a control command", || {
+            Ok(qtest.load(used + 2, 2)? as u16 == self.available)
+        })?;
         let slot = u64::from(self.available.wrapping_sub(1) % self.queue_size);
         let written = qtest.load(used + 4 + 8 * slot + 4, 4)? as usize;
         ensure(written >= size_of::<ControlStatus>() && written <= ANSWER_BYTES as usize, || {
@@ -291,6 +295,21 @@ impl Driver {
         self.common_write(qtest, at, 4, value & 0xffff_ffff)?;
         self.common_write(qtest, at + 4, 4, value >> 32)
     }
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn eventually(
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool, Error>,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + COMMAND_TIME;
+    while !condition()? {
+        if Instant::now() > deadline {
+            return Err(Error::TimedOut { what: what.to_owned(), after: COMMAND_TIME });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> [u8; 16] {
