@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::context::MaySleep;
 use crate::driver::{CqEvents, Notify};
 use crate::run_queue::{RunQueue, Task};
-use crate::sync::{AtomicU8, Ordering, fence};
+use crate::sync::{AtomicU8, Ordering, full_fence};
 
 /// What a consumer gives to hear of completions: called with whether one of them was solicited.
 ///
@@ -47,12 +47,12 @@ impl Notifier {
         self.armed.fetch_max(level, Ordering::AcqRel);
         // Pairs with the fence in `take_arm`: either it sees the wish, or the look that follows sees
         // the completion.
-        fence(Ordering::SeqCst);
+        full_fence();
     }
 
     /// Takes the wish away if this is what it is for.
     fn take_arm(&self, solicited: bool) -> bool {
-        fence(Ordering::SeqCst);
+        full_fence();
         let fits = |armed| match armed {
             NEXT => Some(NOT_ARMED),
             SOLICITED if solicited => Some(NOT_ARMED),
@@ -70,6 +70,7 @@ impl Notifier {
 }
 
 impl CqEvents for Notifier {
+    #[inline]
     fn completed(&self, solicited: bool) {
         if let Some(task) = &self.task
             && (!self.gated || self.take_arm(solicited))
@@ -79,7 +80,10 @@ impl CqEvents for Notifier {
     }
 
     fn wanted(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.task.is_some() && (!self.gated || self.armed.load(Ordering::Relaxed) != NOT_ARMED)
+        if !self.gated {
+            return self.task.is_some();
+        }
+        full_fence();
+        self.task.is_some() && self.armed.load(Ordering::Relaxed) != NOT_ARMED
     }
 }

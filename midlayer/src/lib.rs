@@ -82,6 +82,7 @@ pub use error::{Error, Result};
 pub use event::{ContextId, DeviceEventHandler, EventHandler};
 pub use registry::{Client, ClientRegistration, Midlayer, Registration};
 pub use run_queue::{Drained, RunQueue};
+pub use sync::full_fence;
 pub use verbs::{
     Ah, Context, ContextSpec, Cq, CqSpec, Fmr, Mr, Mw, Pd, Qp, QpSpec, Rereg, Srq, SrqSpec, Xrcd,
 };

@@ -8,7 +8,11 @@
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+mod copy;
+
+use copy::{Bulk, LONG, copy, copy_tail};
 
 /// A range of this process's address space that holds consumer memory.
 ///
@@ -229,7 +233,7 @@ impl UserMemory {
         }
         let (to, to_contiguous) = self.locate(addr - self.start);
         let (source, contiguous) = from.locate(from_addr - from.start);
-        if len <= to_contiguous.min(contiguous) {
+        if len <= to_contiguous.min(contiguous) && len < LONG as u64 {
             // SAFETY: `locate` gives addresses inside live mappings, and how much lies behind them.
             unsafe { copy(to, source, len as usize) };
             return Ok(());
@@ -237,7 +241,7 @@ impl UserMemory {
         self.copy_pieces(addr, from, from_addr, len)
     }
 
-    /// `copy_from` where host pages part the range.
+    /// `copy_from` where host pages part the range, or it is long.
     fn copy_pieces(
         &self,
         addr: u64,
@@ -245,13 +249,37 @@ impl UserMemory {
         from_addr: u64,
         len: u64,
     ) -> Result<(), OutOfRange> {
+        let (last, _) = self.locate(addr - self.start + len - 1);
+        let tail = ((last as u64 & 7) + 1).min(len);
+        let mut bulk = Bulk::new();
+        self.pieces_of_both(addr, from, from_addr, len - tail, |to, from, len| {
+            // SAFETY: `pieces_of_both` gives addresses inside live mappings, for as many bytes.
+            unsafe { bulk.copy(to, from, len) };
+        })?;
+        bulk.end();
+        let head = len - tail;
+        self.pieces_of_both(addr + head, from, from_addr + head, tail, |to, from, len| {
+            // SAFETY: as above; the tail lies in one aligned word of the destination.
+            unsafe { copy_tail(to, from, len) };
+        })
+    }
+
+    /// Calls `f` with each piece of two ranges that is contiguous in both.
+    fn pieces_of_both(
+        &self,
+        addr: u64,
+        from: &UserMemory,
+        from_addr: u64,
+        len: u64,
+        mut f: impl FnMut(*mut u8, *const u8, usize),
+    ) -> Result<(), OutOfRange> {
         let mut source = from_addr;
         self.pieces(addr, len, |to, piece| {
             let mut done = 0;
             // In range as a whole, so each piece is.
             let _ = from.pieces(source, piece as u64, |from, len| {
-                // SAFETY: both addresses come from `pieces`, for as many bytes.
-                unsafe { copy(to.add(done), from, len) };
+                // SAFETY: `done + len` is at most `piece`, which lies behind `to`.
+                f(unsafe { to.add(done) }, from, len);
                 done += len;
             });
             source += piece as u64;
@@ -279,6 +307,24 @@ impl UserMemory {
         let at = self.aligned(addr, 4)?;
         // SAFETY: 4 aligned bytes of a mapping that lives as long as `self`.
         Some(unsafe { AtomicU32::from_ptr(at.cast()) })
+    }
+
+    /// The aligned 64-byte line `at` bytes from the start, for rings that the consumer shares: valid
+    /// while `self` lives, written by others at any time. `None` if it is not aligned, out of range, or
+    /// in memory with holes. Never sleeps.
+    #[inline]
+    pub fn line(&self, at: u64) -> Option<&[AtomicU64; 8]> {
+        const LINE: u64 = 64;
+        if at >= self.length || self.length - at < LINE || matches!(self.layout, Layout::Runs(_)) {
+            return None;
+        }
+        let (at, contiguous) = self.locate(at);
+        if contiguous < LINE || !(at as usize).is_multiple_of(LINE as usize) {
+            return None;
+        }
+        // SAFETY: 64 aligned bytes of a mapping that lives as long as `self`; atomics may be shared with
+        // whoever else writes there.
+        Some(unsafe { &*at.cast() })
     }
 
     #[inline]
@@ -463,87 +509,26 @@ impl Builder {
     }
 }
 
-/// Bytes up to which a call of memmove costs more than it saves.
-const SHORT: usize = 256;
-
-/// `copy` of some aligned words.
-///
-/// # Safety
-/// As for `copy`; `to` is aligned to 8 bytes, and there is a word at least.
-#[inline]
-unsafe fn copy_words(to: *mut u8, from: *const u8, words: usize) {
-    let (to, from) = (to.cast::<u64>(), from.cast::<u64>());
-    let last = words - 1;
-    // SAFETY: the caller's promise; `[u64; 2]` is moved as two aligned words.
-    unsafe {
-        let mut at = 0;
-        while at + 2 <= last {
-            let two = from.add(at).cast::<[u64; 2]>().read_unaligned();
-            to.add(at).cast::<[u64; 2]>().write(two);
-            at += 2;
-        }
-        if at < last {
-            to.add(at).write(from.add(at).read_unaligned());
-        }
-        let word = from.add(last).read_unaligned();
-        AtomicU64::from_ptr(to.add(last)).store(word, Ordering::Release);
-    }
-}
-
-/// Copies memory that others may be writing; the last (up to 8) bytes are stored last, with release.
-///
-/// # Safety
-/// `len` bytes are readable at `from` and writable at `to`, and stay mapped during the call.
-#[inline]
-unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
-    if len == 0 {
-        return;
-    }
-    if len <= SHORT && (to as usize | len) & 7 == 0 {
-        // SAFETY: the caller's promise.
-        return unsafe { copy_words(to, from, len / 8) };
-    }
-    // The tail: from the last 8-byte boundary of the destination on, so an aligned word is whole.
-    let end = to as usize + len;
-    let tail = (((end - 1) & 7) + 1).min(len);
-    let head = len - tail;
-    // SAFETY: the caller's promise. `copy` and not `copy_nonoverlapping`: a QP may be connected to
-    // another on the same memory. Racing writers can tear what they race for, and nothing else.
-    unsafe {
-        if head > 0 {
-            std::ptr::copy(from, to, head);
-        }
-        fence(Ordering::Release);
-        let (to, from) = (to.add(head), from.add(head));
-        if tail == 8 {
-            let word = from.cast::<u64>().read_unaligned();
-            AtomicU64::from_ptr(to.cast()).store(word, Ordering::Release);
-        } else {
-            for i in 0..tail {
-                to.add(i).write_volatile(from.add(i).read_volatile());
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
 
     struct Owned(Box<[AtomicU64]>);
 
     // SAFETY: the box lives as long as the value; atomics allow writes through a shared pointer.
     unsafe impl Mapping for Owned {
         fn base(&self) -> *mut u8 {
-            self.0.as_ptr().cast_mut().cast()
+            let start = self.0.as_ptr().cast_mut().cast::<u8>();
+            start.wrapping_add(start.align_offset(4096))
         }
         fn len(&self) -> usize {
-            self.0.len() * 8
+            self.0.len() * 8 - 4096
         }
     }
 
     fn mapping(bytes: usize) -> Arc<dyn Mapping> {
-        Arc::new(Owned((0..bytes / 8).map(|_| AtomicU64::new(0)).collect()))
+        Arc::new(Owned((0..bytes / 8 + 512).map(|_| AtomicU64::new(0)).collect()))
     }
 
     fn run(mapping: &Arc<dyn Mapping>, offset: usize, len: usize) -> Run {
@@ -656,6 +641,46 @@ mod tests {
         }
         let [whole, parted, _] = <[_; 3]>::try_from(all_layouts()).ok().unwrap();
         assert!(whole.span(0x1000, 8200).is_some() && parted.span(0x1000, 8200).is_none());
+    }
+
+    #[test]
+    fn long_copies_between_layouts_keep_every_byte_and_no_other_is_touched() {
+        let m = mapping(40 * 4096);
+        let pages = |n: usize| (0..10).map(move |i| (n + i * 7) % 20);
+        let layout = |first: usize, n, offset| {
+            let runs = pages(n).map(|page| run(&m, (first + page) * 4096, 4096));
+            UserMemory::new(0x1000, 36_000, offset, Some(12), runs).unwrap()
+        };
+        for (to_offset, from_offset) in [(0, 0), (5, 8), (64, 3), (4091, 1)] {
+            let (to, from) = (layout(0, 3, to_offset), layout(20, 1, from_offset));
+            for len in [16 << 10, 20_001, 35_999, 36_000] {
+                let data: Vec<u8> = (0..36_000).map(|i| (i % 249) as u8 + 1).collect();
+                from.write(0x1000, &data).unwrap();
+                to.write(0x1000, &[0; 36_000]).unwrap();
+                to.copy_from(0x1000, &from, 0x1000, len as u64).unwrap();
+                let mut back = vec![0; 36_000];
+                to.read(0x1000, &mut back).unwrap();
+                assert_eq!(back[..len], data[..len]);
+                assert!(back[len..].iter().all(|b| *b == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_aligned_and_inside() {
+        let m = mapping(4 * 4096);
+        let pages = || [run(&m, 8192, 4096), run(&m, 0, 4096)];
+        let memory = UserMemory::new(0, 8192, 0, Some(12), pages()).unwrap();
+        memory.line(4096).unwrap()[7].store(9, Ordering::Relaxed);
+        let mut bytes = [0; 64];
+        memory.read(4096, &mut bytes).unwrap();
+        assert_eq!(bytes[56], 9);
+        for at in [1, 32, 8160, 8192, u64::MAX - 63] {
+            assert!(memory.line(at).is_none(), "{at}");
+        }
+        assert!(UserMemory::new(0, 8192, 0, None, pages()).unwrap().line(0).is_none());
+        let shifted = UserMemory::new(0, 4096, 32, Some(12), pages()).unwrap();
+        assert!(shifted.line(0).is_none() && shifted.line(32).is_some());
     }
 
     #[test]

@@ -13,7 +13,9 @@ use crate::context::{InHandler, MaySleep};
 use crate::driver::Waker;
 use crate::error::{Error, Result};
 use crate::rcu;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, Mutex, Ordering, fence};
+use crate::sync::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Mutex, Ordering, full_fence, this_thread,
+};
 
 /// In a queue, or to be put there again by whoever runs it.
 const QUEUED: u8 = 1;
@@ -41,6 +43,11 @@ impl Task {
     /// the queue's waker.
     pub(crate) fn schedule(self: &Arc<Self>, solicited: bool) {
         let reason = if solicited { QUEUED | SOLICITED } else { QUEUED };
+        // Where the handler runs in this very thread, it has not started since it was queued, and will
+        // see all that this thread wrote.
+        if self.queue.is_here() && self.state.load(Ordering::Relaxed) & reason == reason {
+            return;
+        }
         // Whoever starts the handler next clears QUEUED with a read-modify-write, so it sees all that
         // was written before this one.
         let before = self.state.fetch_or(reason, Ordering::AcqRel);
@@ -97,7 +104,11 @@ pub struct RunQueue {
     head: AtomicPtr<Task>,
     /// Taken from `head`, oldest first. Only ever tried to lock.
     backlog: Mutex<VecDeque<Arc<Task>>>,
+    /// `backlog` is not empty.
+    left_over: AtomicBool,
     asleep: AtomicBool,
+    /// The only thread that drains it, if that is certain; or 0.
+    owner: AtomicU64,
     waker: Arc<dyn Waker>,
 }
 
@@ -117,9 +128,22 @@ impl RunQueue {
         Arc::new(Self {
             head: AtomicPtr::new(null_mut()),
             backlog: Mutex::new(VecDeque::new()),
+            left_over: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
+            owner: AtomicU64::new(0),
             waker,
         })
+    }
+
+    /// Promises that from now on only the calling thread drains the queue: what is scheduled there
+    /// costs less.
+    pub fn drain_only_here(&self) {
+        self.owner.store(this_thread(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn is_here(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) == this_thread()
     }
 
     /// Runs up to `budget` handlers. Never sleeps. Not to be called from inside a verb's call chain,
@@ -127,6 +151,9 @@ impl RunQueue {
     pub fn drain(&self, budget: usize) -> Drained {
         if crate::context::in_handler() {
             return Drained { ran: 0, more: true };
+        }
+        if self.head.load(Ordering::Relaxed).is_null() && !self.left_over.load(Ordering::Relaxed) {
+            return Drained { ran: 0, more: false };
         }
         for ran in 0..budget {
             match self.pop() {
@@ -149,7 +176,7 @@ impl RunQueue {
         self.asleep.store(true, Ordering::Relaxed);
         // Pairs with the fence in `push`: either it sees that the owner sleeps, or we see what it
         // pushed.
-        fence(Ordering::SeqCst);
+        full_fence();
         if self.is_empty() {
             return true;
         }
@@ -175,7 +202,11 @@ impl RunQueue {
                 Err(now) => head = now,
             }
         }
-        fence(Ordering::SeqCst);
+        // In this thread the owner is awake.
+        if self.is_here() {
+            return;
+        }
+        full_fence();
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             self.waker.wake();
         }
@@ -194,7 +225,9 @@ impl RunQueue {
                 backlog.push_front(task);
             }
         }
-        backlog.pop_front()
+        let task = backlog.pop_front();
+        self.left_over.store(!backlog.is_empty(), Ordering::Relaxed);
+        task
     }
 }
 

@@ -8,6 +8,29 @@ pub(crate) use std::sync::atomic::{
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) use std::thread_local;
 
+/// A full fence. On x86 a locked instruction orders all that this project's memory needs (write-back
+/// memory, no non-temporal stores without a fence of their own) in half the time of `mfence`.
+#[inline(always)]
+pub fn full_fence() {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a locked `or` of 0 changes nothing; it orders all accesses of this thread, and the block
+    // is not declared free of memory effects, so the compiler moves none across it.
+    unsafe {
+        std::arch::asm!("lock or dword ptr [rsp], 0");
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    fence(Ordering::SeqCst);
+}
+
+/// A number that no other running thread has.
+#[inline]
+pub(crate) fn this_thread() -> u64 {
+    std::thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    HERE.with(|here| std::ptr::from_ref(here).addr() as u64)
+}
+
 /// Objects in a chunk of an `rcu::Table`.
 pub(crate) const CHUNK: usize = 1024;
 

@@ -50,6 +50,17 @@ mod sync {
     }
 
     pub(crate) fn fence_all_threads() {}
+
+    pub(crate) fn full_fence() {
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn this_thread() -> u64 {
+        loom::thread_local! {
+            static HERE: u8 = 0;
+        }
+        HERE.with(|here| std::ptr::from_ref(here).addr() as u64)
+    }
 }
 
 use std::sync::Arc;

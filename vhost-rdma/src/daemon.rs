@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hca_backend::soft::{Config as SoftConfig, SoftHca};
 use rdma_midlayer::driver::Poller;
-use rdma_midlayer::{ClientRegistration, MaySleep, Midlayer, Registration};
+use rdma_midlayer::{ClientRegistration, MaySleep, Midlayer, Registration, rcu};
 
 use crate::connection::Connection;
 use crate::device::{Device, DeviceConfig};
@@ -85,6 +85,8 @@ impl Daemon {
             sockets: Vec::new(),
             next_first: 0,
         };
+        // The first of all makes entering cheap for those who read.
+        rcu::synchronize(cx);
         daemon.add_hca(cx)?;
         Ok(daemon)
     }

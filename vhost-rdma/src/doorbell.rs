@@ -37,7 +37,7 @@ pub struct Machine;
 
 impl Fence for Machine {
     fn full() {
-        std::sync::atomic::fence(Ordering::SeqCst);
+        rdma_midlayer::full_fence();
     }
 }
 

@@ -144,6 +144,9 @@ impl SoftPoller {
 
 impl Poller for SoftPoller {
     fn poll(&self, now: Instant, budget: usize) -> Turn {
+        if self.tasks.is_idle() && self.timer_count.load(Ordering::Relaxed) == 0 {
+            return Turn { worked: false, deadline: None };
+        }
         let guard = rcu::enter();
         self.tasks.awake();
         let mut worked = self.expire(now);

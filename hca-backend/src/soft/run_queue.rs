@@ -78,6 +78,11 @@ impl<T> RunQueue<T> {
         self.count.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether the worker found nothing when it last looked, and nobody has left anything since.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::Relaxed)
+    }
+
     /// The worker is at work.
     pub(crate) fn awake(&self) {
         self.idle.store(false, Ordering::Relaxed);

@@ -3,16 +3,16 @@
 
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_midlayer::driver::Overflow;
+use rdma_midlayer::full_fence;
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::types::WcStatus;
 use rdma_midlayer::work::WorkCompletion;
 use virtio_rdma_abi::ring::{
     CQ_RING_OFFSET, CQ_STATE_OVERFLOW, CQE_BYTES, CQE_SEND_QUEUE, CqDeviceLine, CqGuestLine, Cqe,
 };
-use zerocopy::IntoBytes;
 
 use super::{Count, phase_of};
 
@@ -21,7 +21,15 @@ const ARM: u64 = offset_of!(CqGuestLine, arm) as u64;
 const DEVICE_LINE: u64 = size_of::<CqGuestLine>() as u64;
 const FIRED: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, fired) as u64;
 const STATE: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, state) as u64;
-const LAST_WORD: usize = offset_of!(Cqe, qpn);
+
+// The words of a CQE, as `push` writes them.
+const _: () = {
+    assert!(offset_of!(Cqe, wqe_count) == 8 && offset_of!(Cqe, byte_len) == 12);
+    assert!(offset_of!(Cqe, imm) == 16 && offset_of!(Cqe, src_qpn) == 20);
+    assert!(offset_of!(Cqe, vendor_err) == 32 && offset_of!(Cqe, qpn) == 56);
+    assert!(offset_of!(Cqe, status) == 60 && offset_of!(Cqe, opcode) == 61);
+    assert!(offset_of!(Cqe, flags) == 62 && offset_of!(Cqe, phase) == 63);
+};
 
 /// A completion queue in guest memory.
 pub struct CqRing {
@@ -77,27 +85,28 @@ impl CqRing {
             return Err(Overflow);
         }
         let recv = wc.opcode.is_recv();
-        let cqe = Cqe {
-            wr_id: wc.wr_id.into(),
-            wqe_count: wc.ticket.into(),
-            byte_len: wc.byte_len.into(),
-            imm: wc.imm.into(),
-            src_qpn: wc.src_qpn.0.into(),
-            vendor_err: wc.vendor_err.into(),
-            qpn: wc.qpn.0.into(),
-            status: wc.status.code(),
-            opcode: wc.opcode.code(),
-            flags: wc.flags.0 | if recv { 0 } else { CQE_SEND_QUEUE },
-            phase: phase_of(n, self.entries) as u8,
-            ..Default::default()
-        };
+        let flags = wc.flags.0 | if recv { 0 } else { CQE_SEND_QUEUE };
+        let last = u64::from(wc.qpn.0)
+            | u64::from(wc.status.code()) << 32
+            | u64::from(wc.opcode.code()) << 40
+            | u64::from(flags) << 48
+            | phase_of(n, self.entries) << 56;
+        let body = [
+            wc.wr_id,
+            u64::from(wc.ticket) | u64::from(wc.byte_len) << 32,
+            u64::from(wc.imm) | u64::from(wc.src_qpn.0) << 32,
+            0,
+            wc.vendor_err.into(),
+            0,
+            0,
+        ];
         let at =
             u64::from(CQ_RING_OFFSET) + u64::from(n & (self.entries - 1)) * u64::from(CQE_BYTES);
-        let (body, last) = cqe.as_bytes().split_at(LAST_WORD);
-        let last = last.as_chunks::<8>().0.first().copied().unwrap_or_default();
-        self.memory.write(at, body).map_err(|_| Overflow)?;
-        let word = self.memory.atomic_u64(at + LAST_WORD as u64).ok_or(Overflow)?;
-        AtomicU64::store(word, u64::from_ne_bytes(last), Ordering::Release);
+        let line = self.memory.line(at).ok_or(Overflow)?;
+        for (to, word) in line.iter().zip(body) {
+            to.store(word.to_le(), Ordering::Relaxed);
+        }
+        line[7].store(last.to_le(), Ordering::Release);
         self.produced.store(n.wrapping_add(1), Ordering::Relaxed);
         self.counts.completions.add(1);
         match wc.status {
@@ -109,6 +118,7 @@ impl CqRing {
     }
 
     /// A driver that lets its count jump has a full ring, or overwrites its own CQEs.
+    #[inline]
     fn has_room(&self, n: u32) -> bool {
         if n.wrapping_sub(self.consumed.load(Ordering::Relaxed)) < self.entries {
             return true;
@@ -123,7 +133,7 @@ impl CqRing {
     /// Returns the arm sequence that the event answers. One thread at a time.
     pub fn take_arm(&self, solicited: bool) -> Option<u32> {
         // The driver: arm, fence, poll. We: write a CQE, fence, look at the arming.
-        fence(Ordering::SeqCst);
+        full_fence();
         let arm = u32::from_le(self.memory.atomic_u32(ARM)?.load(Ordering::Acquire));
         let fired = self.fired.load(Ordering::Relaxed);
         if arm == fired || (arm & 1 != 0 && !solicited) {

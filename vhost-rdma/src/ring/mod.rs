@@ -17,6 +17,11 @@ use rdma_midlayer::work::{MAX_SGE, Sge};
 use virtio_rdma_abi::ring::{WQE_STRIDE_SHIFT_MAX, WQE_STRIDE_SHIFT_MIN};
 use zerocopy::FromBytes;
 
+/// Words of 64 bits in a line, the first of which holds the phase.
+const LINE_WORDS: usize = 8;
+/// Bytes of a line.
+const LINE: usize = 8 * LINE_WORDS;
+
 /// Bytes of the largest WQE.
 pub const MAX_STRIDE: usize = 1 << WQE_STRIDE_SHIFT_MAX;
 
@@ -56,16 +61,35 @@ struct WorkRing {
 }
 
 impl WorkRing {
+    #[inline]
     fn slot(&self, n: u32) -> u64 {
         let index = n & (self.geometry.entries - 1);
         u64::from(self.geometry.offset) + (u64::from(index) << self.geometry.stride_shift)
     }
 
-    /// The first word of slot `n`, if its phase says that it is new.
-    fn first_word(&self, n: u32) -> Option<u64> {
-        let word = self.memory.atomic_u64(self.slot(n))?.load(Ordering::Acquire);
-        let phase = u64::from_le(word) >> 24 & 1;
-        (phase == phase_of(n, self.geometry.entries)).then_some(word)
+    /// Whether the phase of slot `n` says that it is new.
+    #[inline]
+    fn is_new(&self, n: u32) -> bool {
+        self.new_slot(n).is_some()
+    }
+
+    /// Slot `n`'s first line and the line's first word, if its phase says that it is new.
+    #[inline]
+    fn new_slot(&self, n: u32) -> Option<(&[AtomicU64; LINE_WORDS], u64)> {
+        let line = self.memory.line(self.slot(n))?;
+        let first = u64::from_le(line[0].load(Ordering::Acquire));
+        (first >> 24 & 1 == phase_of(n, self.geometry.entries)).then_some((line, first))
+    }
+
+    /// The first line of slot `n`, each word read once, if it is new.
+    #[inline]
+    fn first_line(&self, n: u32) -> Option<[u64; LINE_WORDS]> {
+        let (line, first) = self.new_slot(n)?;
+        let mut words = [first; LINE_WORDS];
+        for (to, from) in words.iter_mut().zip(line).skip(1) {
+            *to = u64::from_le(from.load(Ordering::Relaxed));
+        }
+        Some(words)
     }
 
     /// Copies `range` of slot `n`. The ring was checked to lie in its memory.
@@ -79,9 +103,23 @@ impl WorkRing {
     }
 }
 
+/// The bytes of a line's words from number `first` on, to where they belong in a WQE.
+fn put_words(line: &[u64; LINE_WORDS], first: usize, to: &mut [u8]) {
+    for (to, word) in to.as_chunks_mut::<8>().0.iter_mut().zip(line).skip(first) {
+        *to = word.to_le_bytes();
+    }
+}
+
 /// The phase that marks slot `n` (counted without end) of a ring as new.
+#[inline]
 fn phase_of(n: u32, entries: u32) -> u64 {
     u64::from(1 ^ (n >> entries.trailing_zeros() & 1))
+}
+
+/// An SGE as two words.
+#[inline]
+fn sge(addr: u64, rest: u64) -> Sge {
+    Sge { addr, length: rest as u32, lkey: LKey((rest >> 32) as u32) }
 }
 
 /// The SGEs in WQE bytes.
@@ -99,6 +137,7 @@ pub struct Count(AtomicU64);
 
 impl Count {
     /// Adds, wrapping, without an atomic read-modify-write: there is one writer.
+    #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
@@ -119,17 +158,18 @@ pub(crate) mod test_memory {
     // SAFETY: the box lives as long as the value; atomics may be written through a shared pointer.
     unsafe impl Mapping for Owned {
         fn base(&self) -> *mut u8 {
-            self.0.as_ptr().cast_mut().cast()
+            let start = self.0.as_ptr().cast_mut().cast::<u8>();
+            start.wrapping_add(start.align_offset(4096))
         }
         fn len(&self) -> usize {
-            self.0.len() * 8
+            self.0.len() * 8 - 4096
         }
     }
 
     /// Zeroed memory under the addresses 0 to `bytes - 1`, of pages in reverse order.
     pub fn memory(bytes: usize) -> Arc<UserMemory> {
         let mapping: Arc<dyn Mapping> =
-            Arc::new(Owned((0..bytes / 8).map(|_| AtomicU64::new(0)).collect()));
+            Arc::new(Owned((0..bytes / 8 + 512).map(|_| AtomicU64::new(0)).collect()));
         let runs = (0..bytes / 4096).rev().map(|page| Run {
             mapping: mapping.clone(),
             offset: page * 4096,

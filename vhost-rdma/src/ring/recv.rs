@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The receive queue: the HCA takes a WQE out of guest memory when a message comes.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -8,14 +9,15 @@ use rdma_midlayer::driver::{MalformedWqe, Taken};
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::work::{MAX_SGE, RecvWqe};
 use virtio_rdma_abi::ring::{RecvWqe as Layout, WQE_RECV_DATA};
-use zerocopy::FromBytes;
 
-use super::{Count, Geometry, WorkRing, sges};
+use super::{Count, Geometry, LINE, LINE_WORDS, WorkRing, put_words, sge, sges};
 
 const DATA: usize = WQE_RECV_DATA as usize;
 /// Bytes of a WQE with all the SGEs that there can be.
 const MAX_BYTES: usize = DATA + MAX_SGE * 16;
-const LINE: usize = 64;
+
+// The words of the first line, as `take` reads them.
+const _: () = assert!(offset_of!(Layout, num_sge) == 2 && offset_of!(Layout, wr_id) == 8);
 
 /// A receive queue in guest memory. One thread at a time takes.
 pub struct RecvRing {
@@ -39,13 +41,13 @@ impl RecvRing {
 
     /// Whether the next slot holds a WQE.
     pub fn has_work(&self) -> bool {
-        self.ring.first_word(self.next.load(Ordering::Relaxed)).is_some()
+        self.ring.is_new(self.next.load(Ordering::Relaxed))
     }
 
     /// Whether at least `count` WQEs are there to be taken; the driver posts them in order.
     pub fn has_posted(&self, count: u32) -> bool {
         let last = self.next().wrapping_add(count).wrapping_sub(1);
-        self.ring.first_word(last).is_some()
+        self.ring.is_new(last)
     }
 
     /// Free-running count of the WQEs taken since the last reset.
@@ -59,25 +61,33 @@ impl RecvRing {
     /// `MalformedWqe` if it has more SGEs than the queue may.
     pub fn take(&self, wqe: &mut RecvWqe) -> Result<Taken, MalformedWqe> {
         let n = self.next.load(Ordering::Relaxed);
-        let Some(first) = self.ring.first_word(n) else { return Ok(Taken::Empty) };
-        let mut bytes = [0; MAX_BYTES];
-        bytes[..8].copy_from_slice(&first.to_ne_bytes());
-        self.ring.read(n, 8..LINE, &mut bytes);
-        let layout = Layout::read_from_prefix(&bytes).map_or_else(|_| <_>::default(), |l| l.0);
+        let Some(line) = self.ring.first_line(n) else { return Ok(Taken::Empty) };
         let ticket = n.wrapping_add(1);
-        let wr_id = layout.wr_id.get();
+        let (num_sge, wr_id) = ((line[0] >> 16) as u8, line[1]);
         self.next.store(ticket, Ordering::Relaxed);
         self.taken.add(1);
-        if layout.num_sge > self.max_sge {
+        if num_sge > self.max_sge {
             return Err(MalformedWqe { wr_id, ticket });
         }
-        let count = usize::from(layout.num_sge);
+        let count = usize::from(num_sge);
         let end = DATA + count * 16;
-        if end > LINE {
-            self.ring.read(n, LINE..end, &mut bytes);
+        if end <= LINE {
+            let pairs = line[DATA / 8..].as_chunks::<2>().0;
+            wqe.set(wr_id, ticket, pairs.iter().take(count).map(|pair| sge(pair[0], pair[1])));
+        } else {
+            self.take_long(&line, n, end, wqe);
         }
-        wqe.set(wr_id, ticket, sges(&bytes[DATA..end], count));
         Ok(Taken::Wqe)
+    }
+
+    /// Takes a WQE of more than a line.
+    #[cold]
+    fn take_long(&self, line: &[u64; LINE_WORDS], n: u32, end: usize, wqe: &mut RecvWqe) {
+        let mut bytes = [0; MAX_BYTES];
+        put_words(line, 0, &mut bytes);
+        self.ring.read(n, LINE..end, &mut bytes);
+        let count = (end - DATA) / 16;
+        wqe.set(line[1], n.wrapping_add(1), sges(&bytes[DATA..end], count));
     }
 
     /// Starts over, as after RESET. The driver zeroes the ring.

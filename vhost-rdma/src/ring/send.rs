@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The send queue: takes WQEs out of guest memory. One thread at a time, the QP's worker.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,10 +15,22 @@ use virtio_rdma_abi::ring::{
 };
 use zerocopy::FromBytes;
 
-use super::{Count, Geometry, MAX_STRIDE, WorkRing, phase_of, sges};
+use super::{
+    Count, Geometry, LINE, LINE_WORDS, MAX_STRIDE, WorkRing, phase_of, put_words, sge, sges,
+};
 
 const DATA: usize = WQE_SEND_DATA as usize;
-const LINE: usize = 64;
+/// SGEs that lie in the first line.
+const LINE_SGES: u8 = ((LINE - DATA) / size_of::<virtio_rdma_abi::ring::Sge>()) as u8;
+
+// The words of the first line, as `parse` reads them.
+const _: () = {
+    assert!(offset_of!(SendWqe, flags) == 1 && offset_of!(SendWqe, num_sge) == 2);
+    assert!(offset_of!(SendWqe, imm) == 4 && offset_of!(SendWqe, wr_id) == 8);
+    assert!(offset_of!(SendWqe, remote_addr) == 16 && offset_of!(SendWqe, rkey) == 24);
+    assert!(offset_of!(SendWqe, inline_length) == 28 && DATA == 32);
+};
+
 /// Others are for later versions: a WQE with one of them would not be carried out as meant.
 const KNOWN_FLAGS: u8 = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED | SEND_INLINE;
 
@@ -58,28 +71,57 @@ impl SendRing {
 
     /// Whether the next slot holds a WQE.
     pub fn has_work(&self) -> bool {
-        self.ring.first_word(self.next.load(Ordering::Relaxed)).is_some()
+        self.ring.is_new(self.next.load(Ordering::Relaxed))
     }
 
     /// The next WQE, if there is one. It stays the next until `advance`.
     pub fn peek<'b>(&self, buffer: &'b mut SendBuffer) -> Option<Result<SendWr<'b>, MalformedWqe>> {
         let n = self.next.load(Ordering::Relaxed);
-        let first = self.ring.first_word(n)?;
-        buffer.bytes[..8].copy_from_slice(&first.to_ne_bytes());
-        self.ring.read(n, 8..LINE, &mut buffer.bytes);
-        let wqe = SendWqe::read_from_prefix(&buffer.bytes).map_or_else(|_| <_>::default(), |w| w.0);
-        let malformed = MalformedWqe { wr_id: wqe.wr_id.get(), ticket: n.wrapping_add(1) };
-        Some(self.parse(n, &wqe, buffer).ok_or(malformed))
+        let line = self.ring.first_line(n)?;
+        let malformed = MalformedWqe { wr_id: line[1], ticket: n.wrapping_add(1) };
+        Some(self.parse(n, &line, buffer).ok_or(malformed))
     }
 
-    fn parse<'b>(&self, n: u32, wqe: &SendWqe, buffer: &'b mut SendBuffer) -> Option<SendWr<'b>> {
-        let opcode = WrOpcode::from_code(wqe.opcode)?;
-        if wqe.flags & !KNOWN_FLAGS != 0 {
+    #[inline]
+    fn parse<'b>(
+        &self,
+        n: u32,
+        line: &[u64; LINE_WORDS],
+        buffer: &'b mut SendBuffer,
+    ) -> Option<SendWr<'b>> {
+        let opcode = WrOpcode::from_code(line[0] as u8)?;
+        let (flags, num_sge) = ((line[0] >> 8) as u8, (line[0] >> 16) as u8);
+        if flags & !KNOWN_FLAGS != 0 {
             return None;
         }
-        let inline = wqe.flags & SEND_INLINE != 0;
+        let inline_length = (line[3] >> 32) as u32;
+        let mut wr = SendWr {
+            wr_id: line[1],
+            ticket: n.wrapping_add(1),
+            opcode,
+            flags: SendFlags(flags & !SEND_INLINE),
+            data: SendData::Sges(&[]),
+            imm: (line[0] >> 32) as u32,
+            remote_addr: line[2],
+            rkey: RKey(line[3] as u32),
+            compare_add: 0,
+            swap: 0,
+            ud: None,
+        };
+        let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
+        if flags & SEND_INLINE == 0 && num_sge <= LINE_SGES.min(self.max_sge) && !atomic {
+            if inline_length != 0 {
+                return None;
+            }
+            buffer.sges[0] = sge(line[4], line[5]);
+            buffer.sges[1] = sge(line[6], line[7]);
+            wr.data = SendData::Sges(&buffer.sges[..usize::from(num_sge)]);
+            return Some(wr);
+        }
+        put_words(line, DATA / 8, &mut buffer.bytes);
+        let inline = flags & SEND_INLINE != 0;
         let length = if inline {
-            let length = wqe.inline_length.get();
+            let length = inline_length;
             let takes_data = matches!(
                 opcode,
                 WrOpcode::Send
@@ -88,15 +130,15 @@ impl SendRing {
                     | WrOpcode::RdmaWrite
                     | WrOpcode::RdmaWriteWithImm
             );
-            if length > self.max_inline || wqe.num_sge != 0 || !takes_data {
+            if length > self.max_inline || num_sge != 0 || !takes_data {
                 return None;
             }
             length as usize
         } else {
-            if wqe.num_sge > self.max_sge || wqe.inline_length.get() != 0 {
+            if num_sge > self.max_sge || inline_length != 0 {
                 return None;
             }
-            usize::from(wqe.num_sge) * size_of::<virtio_rdma_abi::ring::Sge>()
+            usize::from(num_sge) * size_of::<virtio_rdma_abi::ring::Sge>()
         };
         let end = DATA + length;
         if end > self.ring.stride() {
@@ -107,35 +149,21 @@ impl SendRing {
         }
         let SendBuffer { bytes, sges: list } = buffer;
         let bytes = &bytes[..end.max(LINE)];
-        let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
-        let args = if atomic {
-            AtomicArgs::read_from_prefix(&bytes[WQE_ATOMIC_ARGS as usize..]).ok()?.0
-        } else {
-            AtomicArgs::default()
-        };
-        let data = if inline {
+        if atomic {
+            let args = AtomicArgs::read_from_prefix(&bytes[WQE_ATOMIC_ARGS as usize..]).ok()?.0;
+            (wr.compare_add, wr.swap) = (args.compare_add.get(), args.swap.get());
+        }
+        wr.data = if inline {
             SendData::Inline(&bytes[DATA..end])
         } else {
             let mut count = 0;
-            for (to, from) in list.iter_mut().zip(sges(&bytes[DATA..end], wqe.num_sge.into())) {
+            for (to, from) in list.iter_mut().zip(sges(&bytes[DATA..end], num_sge.into())) {
                 *to = from;
                 count += 1;
             }
             SendData::Sges(&list[..count])
         };
-        Some(SendWr {
-            wr_id: wqe.wr_id.get(),
-            ticket: n.wrapping_add(1),
-            opcode,
-            flags: SendFlags(wqe.flags & !SEND_INLINE),
-            data,
-            imm: wqe.imm.get(),
-            remote_addr: wqe.remote_addr.get(),
-            rkey: RKey(wqe.rkey.get()),
-            compare_add: args.compare_add.get(),
-            swap: args.swap.get(),
-            ud: None,
-        })
+        Some(wr)
     }
 
     /// Goes to the next slot; `bytes` were sent by the one just left.
