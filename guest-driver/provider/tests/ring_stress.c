@@ -6,6 +6,7 @@
  * exits with 0, or says what went wrong and exits with 1.
  */
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -114,8 +115,11 @@ static void post_batch(struct worker *worker)
 		want = worker->rounds - sq->posted;
 	for (; want && vrdma_wq_has_room(sq, 0); want--)
 		post_one(worker, want == 1 || sq->posted + 1 - sq->freed_seen == sq->entries);
-	if (sq->posted == before)
+	if (sq->posted == before) {
+		/* The queue is full: let the others have the CPU. */
+		sched_yield();
 		return;
+	}
 	atomic_store_explicit(&worker->published, sq->posted, memory_order_release);
 	if (vrdma_work_posted(&worker->qp->doorbell) != VRDMA_NO_RING)
 		sem_post(&worker->world->kick);
