@@ -10,4 +10,5 @@ for round in 1 2; do
 done
 # Nothing of the two processes is left.
 rdma resource show "$RDMA_DEVICE"
-[[ $(rdma resource show qp dev "$RDMA_DEVICE" | wc -l) == 0 ]]
+left=$(rdma resource show qp link "$RDMA_DEVICE")
+[[ -z $left ]]
