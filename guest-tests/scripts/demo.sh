@@ -14,6 +14,12 @@ measure() {
     local label=$1 bytes=$2 mode=$3
     shift 3
     echo "STEP $label, $bytes bytes, $mode"
+    # perftest: "Events feature not available on WRITE verb".
+    if [[ $1-$mode == ib_write_*-events ]]; then
+        [[ $GUEST_INDEX == 0 ]] || printf 'RESULT %s none\n' "ours $label $bytes $mode" \
+            "rxe $label $bytes $mode"
+        return
+    fi
     local device
     for device in "$ours" rxe0; do
         local before after status=0 value
@@ -24,14 +30,10 @@ measure() {
         after=$(counters "$device")
         value=$(figure "$1")
         if [[ $status != 0 || -z $value ]]; then
-            if grep -qiE 'not (available|supported)|unsupported|invalid option' /tmp/output; then
-                value=none
-            else
-                value=failed
-                failed=1
-                echo "$label, $bytes bytes, $mode, over $device failed ($status):"
-                tail -n 12 /tmp/output
-            fi
+            value=failed
+            failed=1
+            echo "$label, $bytes bytes, $mode, over $device failed ($status):"
+            tail -n 12 /tmp/output
         fi
         [[ $GUEST_INDEX == 0 ]] || echo "RESULT $(side "$device") $label $bytes $mode $value"
         # shellcheck disable=SC2086 # three numbers each
