@@ -102,6 +102,7 @@ impl Cq {
         }
         if count > 0 {
             self.store_consumer();
+            out[..count].iter().for_each(|wc| self.free_wqes(wc));
         }
         count
     }
@@ -111,12 +112,15 @@ impl Cq {
     pub fn poll_one(&mut self) -> Option<Wc> {
         let wc = self.next()?;
         self.store_consumer();
+        self.free_wqes(&wc);
         Some(wc)
     }
 
     /// Takes one completion and does not tell the device: the ring fills up, for tests of overflow.
     pub fn poll_silently(&mut self) -> Option<Wc> {
-        self.next()
+        let wc = self.next()?;
+        self.free_wqes(&wc);
+        Some(wc)
     }
 
     #[inline]
@@ -132,12 +136,17 @@ impl Cq {
         // The phase is bit 0 of the line's last byte.
         let line = self.buffer.map().load_line(at, |last| (last >> 56) & 1 == (lap & 1) ^ 1)?;
         self.polled = self.polled.wrapping_add(1);
-        let wc = Wc::from_line(line);
+        Some(Wc::from_line(line))
+    }
+
+    /// Lets the QP post again. After the consumer count is stored: in a CQ that is just large enough,
+    /// there is no room before for what is posted then.
+    #[inline]
+    fn free_wqes(&self, wc: &Wc) {
         if let Some(freed) = self.qps.get(wc.qpn) {
             let count = if wc.is_send() { &freed.sq } else { &freed.rq };
             count.store(wc.wqe_count, Ordering::Release);
         }
-        Some(wc)
     }
 
     /// Polls until `count` completions are there. An error, if the time-out comes first.

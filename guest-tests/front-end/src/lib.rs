@@ -58,6 +58,6 @@ pub use srq::Srq;
 pub use uar::Uar;
 pub use virtqueue::{Piece, RingMemory, SplitRing};
 pub use vm::{Vm, VmConfig};
-pub use wr::{SendWr, Wc, access};
+pub use wr::{Data, SendWr, Wc, access};
 
 pub use virtio_rdma_abi as abi;

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
-use virtio_rdma_abi::ring::{Sge, WQE_RECV_DATA, WQE_SEND_DATA};
+use virtio_rdma_abi::ring::{Sge, WQE_ATOMIC_ARGS, WQE_RECV_DATA, WQE_SEND_DATA};
 
 use crate::error::PostError;
 use crate::memory::Buffer;
@@ -94,6 +94,13 @@ impl WorkRing {
                 }
                 map.write(at + WQE_SEND_DATA as usize, bytes);
                 (wr.flags | SEND_INLINE, 0, bytes.len() as u64)
+            }
+            Data::Atomic(old, compare_add, swap) => {
+                self.put_sges(buffer, at + WQE_SEND_DATA as usize, std::slice::from_ref(old));
+                let args = at + WQE_ATOMIC_ARGS as usize;
+                map.u64(args).store(compare_add, Ordering::Relaxed);
+                map.u64(args + 8).store(swap, Ordering::Relaxed);
+                (wr.flags, 1, 0)
             }
         };
         map.u64(at + 8).store(wr.wr_id, Ordering::Relaxed);

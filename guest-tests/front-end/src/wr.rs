@@ -7,8 +7,8 @@ use zerocopy::transmute;
 /// Access rights of MRs and QPs.
 pub mod access {
     pub use virtio_rdma_abi::control::{
-        ACCESS_LOCAL_WRITE as LOCAL_WRITE, ACCESS_REMOTE_READ as REMOTE_READ,
-        ACCESS_REMOTE_WRITE as REMOTE_WRITE,
+        ACCESS_LOCAL_WRITE as LOCAL_WRITE, ACCESS_REMOTE_ATOMIC as REMOTE_ATOMIC,
+        ACCESS_REMOTE_READ as REMOTE_READ, ACCESS_REMOTE_WRITE as REMOTE_WRITE,
     };
     /// Everything that a READ, WRITE or SEND may need.
     pub const ALL: u32 = LOCAL_WRITE | REMOTE_WRITE | REMOTE_READ;
@@ -21,6 +21,8 @@ pub enum Data<'a> {
     Sges(&'a [Sge]),
     /// In the WQE.
     Inline(&'a [u8]),
+    /// An atomic: where the old value goes, and the operands (compare or add, swap).
+    Atomic(&'a Sge, u64, u64),
 }
 
 /// A send work request: `ibv_send_wr`.
@@ -61,6 +63,24 @@ impl<'a> SendWr<'a> {
     /// RDMA READ from (address, rkey).
     pub fn read(wr_id: u64, sges: &'a [Sge], remote: (u64, u32)) -> Self {
         Self::new(wr_id, ring::WR_RDMA_READ, sges).remote(remote)
+    }
+
+    /// FETCH_ADD of a 64-bit word at (address, rkey); the old value goes to `old`.
+    pub fn fetch_add(wr_id: u64, old: &'a Sge, remote: (u64, u32), add: u64) -> Self {
+        let wr = Self::new(wr_id, ring::WR_ATOMIC_FETCH_AND_ADD, &[]).remote(remote);
+        Self { data: Data::Atomic(old, add, 0), ..wr }
+    }
+
+    /// COMPARE_SWAP of a 64-bit word at (address, rkey); the old value goes to `old`.
+    pub fn compare_swap(
+        wr_id: u64,
+        old: &'a Sge,
+        remote: (u64, u32),
+        compare: u64,
+        swap: u64,
+    ) -> Self {
+        let wr = Self::new(wr_id, ring::WR_ATOMIC_CMP_AND_SWP, &[]).remote(remote);
+        Self { data: Data::Atomic(old, compare, swap), ..wr }
     }
 
     /// A datagram to (address handle, QPN, Q_Key).

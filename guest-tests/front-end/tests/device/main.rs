@@ -2,6 +2,7 @@
 //! Whole-device tests: the real daemon in this process, VMs that are native front ends. One binary,
 //! so that the daemon is linked once.
 
+mod atomics;
 mod bad_commands;
 mod bad_memory;
 mod bad_work;
