@@ -278,6 +278,8 @@ impl Qp {
                     return step;
                 }
             }
+            // An unreliable connection: what was cut off leaves its WQE to this message.
+            (0, true) if self.created.qp_type == QpType::Uc => {}
             // A message begins inside another one, whose requester gave it up.
             (0, true) => return self.refuse_invalid(responder),
             (_, true) => {}
