@@ -39,6 +39,11 @@ struct virtio_rdma_uresp_alloc_pd {
 	__u32 reserved;
 };
 
+struct virtio_rdma_uresp_create_ah {
+	__u32 ah; /* what a WQE names */
+	__u32 reserved;
+};
+
 /* The provider lays out the CQ's buffer (page aligned) as virtio_rdma_abi.h says. */
 struct virtio_rdma_ureq_create_cq {
 	__aligned_u64 buf_addr;

@@ -8,11 +8,7 @@
 
 #include "vrdma.h"
 
-/*
- * RoCE v2 only. MAD and CM need a GSI QP (QP1), which the device does not have in this version of
- * the interface: with one, this becomes RDMA_CORE_PORT_IBA_ROCE_UDP_ENCAP, and max_mad_size
- * IB_MGMT_MAD_SIZE.
- */
+/* RoCE v2 only. MAD and CM need a GSI QP (QP1), and so a device that sends datagrams. */
 #define VRDMA_PORT_CAPS (RDMA_CORE_CAP_PROT_ROCE_UDP_ENCAP | RDMA_CORE_CAP_ETH_AH)
 
 static void vrdma_copy_device_attr(struct ib_device_attr *attr,
@@ -24,6 +20,7 @@ static int vrdma_query_device(struct ib_device *ibdev, struct ib_device_attr *at
 	if (udata && (udata->inlen || udata->outlen))
 		return -EINVAL;
 	vrdma_copy_device_attr(attr, &to_vhca(ibdev)->attr);
+	attr->max_ah = to_vhca(ibdev)->num_ahs;
 	return 0;
 }
 
@@ -72,8 +69,10 @@ static int vrdma_get_port_immutable(struct ib_device *ibdev, u32 port,
 	immutable->gid_tbl_len = le32_to_cpu(hca->port.gid_tbl_len);
 	immutable->pkey_tbl_len = le16_to_cpu(hca->port.pkey_tbl_len);
 	immutable->core_cap_flags = VRDMA_PORT_CAPS;
-	if (VRDMA_PORT_CAPS & RDMA_CORE_CAP_IB_MAD)
+	if (hca->capabilities & VIRTIO_RDMA_CAP_UD) {
+		immutable->core_cap_flags = RDMA_CORE_PORT_IBA_ROCE_UDP_ENCAP;
 		immutable->max_mad_size = IB_MGMT_MAD_SIZE;
+	}
 	return 0;
 }
 
@@ -126,7 +125,7 @@ static void vrdma_copy_device_attr(struct ib_device_attr *attr,
 	attr->atomic_cap = min_t(u32, le32_to_cpu(wire->atomic_cap), IB_ATOMIC_GLOB);
 	attr->max_pkeys = le16_to_cpu(wire->max_pkeys);
 	attr->local_ca_ack_delay = wire->local_ca_ack_delay;
-	/* What the driver has no verbs for is reported as none: AH, SRQ, MW, multicast. */
+	/* What the driver has no verbs for is reported as none: SRQ, MW, multicast. */
 }
 
 const struct ib_device_ops vrdma_device_ops = {
@@ -138,12 +137,15 @@ const struct ib_device_ops vrdma_device_ops = {
 	.alloc_hw_port_stats = vrdma_alloc_hw_port_stats,
 	.alloc_pd = vrdma_alloc_pd,
 	.alloc_ucontext = vrdma_alloc_ucontext,
+	.create_ah = vrdma_create_ah,
 	.create_cq = vrdma_create_cq,
 	.create_qp = vrdma_create_qp,
+	.create_user_ah = vrdma_create_ah,
 	.dealloc_pd = vrdma_dealloc_pd,
 	.dealloc_ucontext = vrdma_dealloc_ucontext,
 	.del_gid = vrdma_del_gid,
 	.dereg_mr = vrdma_dereg_mr,
+	.destroy_ah = vrdma_destroy_ah,
 	.destroy_cq = vrdma_destroy_cq,
 	.destroy_qp = vrdma_destroy_qp,
 	.disassociate_ucontext = vrdma_disassociate_ucontext,
@@ -158,6 +160,7 @@ const struct ib_device_ops vrdma_device_ops = {
 	.poll_cq = vrdma_poll_cq,
 	.post_recv = vrdma_post_recv,
 	.post_send = vrdma_post_send,
+	.query_ah = vrdma_query_ah,
 	.query_device = vrdma_query_device,
 	.query_pkey = vrdma_query_pkey,
 	.query_port = vrdma_query_port,
@@ -165,6 +168,7 @@ const struct ib_device_ops vrdma_device_ops = {
 	.reg_user_mr = vrdma_reg_user_mr,
 	.req_notify_cq = vrdma_req_notify_cq,
 
+	INIT_RDMA_OBJ_SIZE(ib_ah, vrdma_ah, ibah),
 	INIT_RDMA_OBJ_SIZE(ib_cq, vrdma_cq, ibcq),
 	INIT_RDMA_OBJ_SIZE(ib_pd, vrdma_pd, ibpd),
 	INIT_RDMA_OBJ_SIZE(ib_qp, vrdma_qp, ibqp),

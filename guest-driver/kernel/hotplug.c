@@ -100,6 +100,9 @@ static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation)
 	err = vrdma_uar_create(hca, &hca->uar, le32_to_cpu(hca->attr.max_qp));
 	if (err)
 		goto err_dealloc;
+	err = vrdma_ahs_create(hca);
+	if (err)
+		goto err_uar;
 
 	ibdev = &hca->ibdev;
 	ibdev->node_type = RDMA_NODE_IB_CA;
@@ -116,7 +119,7 @@ static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation)
 	vrdma_netdev_bind(hca);
 	err = ib_register_device(ibdev, "virtio_rdma%d", vd->dma_dev);
 	if (err)
-		goto err_uar;
+		goto err_ahs;
 
 	spin_lock_irq(&vd->hca_lock);
 	vd->hca = hca;
@@ -132,8 +135,10 @@ static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation)
 		 vd->vectors[0].doorbell ? "mapped" : "by system call");
 	return hca;
 
-err_uar:
+err_ahs:
 	vrdma_netdev_unbind(hca);
+	vrdma_ahs_free(hca);
+err_uar:
 	vrdma_uar_destroy(hca, &hca->uar);
 err_dealloc:
 	ib_dealloc_device(&hca->ibdev);
@@ -149,6 +154,7 @@ static int vrdma_init_hca(struct vrdma_hca *hca)
 		.abi_minor = cpu_to_le16(VIRTIO_RDMA_ABI_MINOR),
 		.num_comp_vectors = cpu_to_le32(vd->num_vectors),
 		.status_page = cpu_to_le64(vd->status_dma),
+		.capabilities = cpu_to_le64(VIRTIO_RDMA_CAP_UC | VIRTIO_RDMA_CAP_UD),
 	};
 	struct virtio_rdma_init_answer answer;
 	int err;
@@ -159,6 +165,7 @@ static int vrdma_init_hca(struct vrdma_hca *hca)
 	if (err)
 		return err;
 	hca->max_slots = le32_to_cpu(answer.max_slots);
+	hca->capabilities = le64_to_cpu(answer.capabilities);
 
 	err = vrdma_command(vd, VIRTIO_RDMA_CMD_QUERY_DEVICE, NULL, 0, &hca->attr,
 			    sizeof(hca->attr));
@@ -217,6 +224,7 @@ static void vrdma_unregister(struct vrdma_vdev *vd)
 
 	vrdma_netdev_stop(hca);
 	ib_unregister_device(&hca->ibdev);
+	vrdma_ahs_free(hca);
 	vrdma_uar_destroy(hca, &hca->uar);
 	ib_dealloc_device(&hca->ibdev);
 }

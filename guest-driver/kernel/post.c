@@ -119,7 +119,14 @@ static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr
 	}
 	if (wr->opcode == IB_WR_SEND_WITH_IMM || wr->opcode == IB_WR_RDMA_WRITE_WITH_IMM)
 		wqe.imm = (__force __le32)wr->ex.imm_data;
-	if (wr->opcode != IB_WR_SEND && wr->opcode != IB_WR_SEND_WITH_IMM) {
+	if (qp->ibqp.qp_type == IB_QPT_UD || qp->ibqp.qp_type == IB_QPT_GSI) {
+		const struct ib_ud_wr *ud = ud_wr(wr);
+
+		if (wr->opcode != IB_WR_SEND && wr->opcode != IB_WR_SEND_WITH_IMM)
+			return -EINVAL;
+		wqe.remote_addr = cpu_to_le64((u64)ud->remote_qpn << 32 | to_vah(ud->ah)->index);
+		wqe.rkey = cpu_to_le32(ud->remote_qkey);
+	} else if (wr->opcode != IB_WR_SEND && wr->opcode != IB_WR_SEND_WITH_IMM) {
 		wqe.remote_addr = cpu_to_le64(rdma_wr(wr)->remote_addr);
 		wqe.rkey = cpu_to_le32(rdma_wr(wr)->rkey);
 	}

@@ -4,7 +4,6 @@
  * post.c. Everything here may sleep.
  */
 #include <linux/log2.h>
-#include <rdma/ib_cache.h>
 #include <rdma/uverbs_ioctl.h>
 
 #include "vrdma.h"
@@ -28,14 +27,11 @@ static bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least
 			     u64 *buf_bytes);
 static u32 vrdma_send_stride(u32 max_sge, u32 max_inline);
 static u32 vrdma_recv_stride(u32 max_sge);
+static u8 vrdma_qp_type(enum ib_qp_type type);
 static void vrdma_qp_free_memory(struct vrdma_vdev *vd, struct vrdma_qp *qp);
 static void vrdma_qp_clean_cqs(struct vrdma_qp *qp);
 static int vrdma_attr_to_wire(const struct ib_qp_attr *attr, int mask,
 			      struct virtio_rdma_qp_attr *wire);
-static int vrdma_av_to_wire(const struct rdma_ah_attr *ah, struct virtio_rdma_address_vector *av);
-static void vrdma_av_from_wire(struct ib_device *ibdev,
-			       const struct virtio_rdma_address_vector *av,
-			       struct rdma_ah_attr *ah);
 
 int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_udata *udata)
 {
@@ -80,8 +76,7 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	request.srqn = cpu_to_le32(VIRTIO_RDMA_NO_SRQ);
 	request.uarn = cpu_to_le32(qp->uar->uarn);
 	request.slot = cpu_to_le32(qp->slot);
-	request.qp_type = attr->qp_type == IB_QPT_UC ? VIRTIO_RDMA_QP_TYPE_UC :
-						       VIRTIO_RDMA_QP_TYPE_RC;
+	request.qp_type = vrdma_qp_type(attr->qp_type);
 	/* Which a process can't get: it lets the QP use keys for all of memory. */
 	request.flags = udata ? 0 : VIRTIO_RDMA_QP_FLAG_KERNEL;
 	if (attr->sq_sig_type == IB_SIGNAL_ALL_WR)
@@ -235,8 +230,24 @@ static int vrdma_check_init_attr(struct vrdma_hca *hca, const struct ib_qp_init_
 {
 	const struct ib_qp_cap *cap = &attr->cap;
 
-	if ((attr->qp_type != IB_QPT_RC && attr->qp_type != IB_QPT_UC) || attr->create_flags ||
-	    attr->srq || attr->rwq_ind_tbl)
+	const u64 caps = hca->capabilities;
+
+	switch (attr->qp_type) {
+	case IB_QPT_RC:
+		break;
+	case IB_QPT_UC:
+		if (!(caps & VIRTIO_RDMA_CAP_UC))
+			return -EOPNOTSUPP;
+		break;
+	case IB_QPT_UD:
+	case IB_QPT_GSI:
+		if (!(caps & VIRTIO_RDMA_CAP_UD))
+			return -EOPNOTSUPP;
+		break;
+	default:
+		return -EOPNOTSUPP;
+	}
+	if (attr->create_flags || attr->srq || attr->rwq_ind_tbl)
 		return -EOPNOTSUPP;
 	if (!attr->send_cq || !attr->recv_cq ||
 	    cap->max_send_wr > le32_to_cpu(hca->attr.max_qp_wr) ||
@@ -380,6 +391,20 @@ static u32 vrdma_recv_stride(u32 max_sge)
 	return max(roundup_pow_of_two(bytes), 1UL << VIRTIO_RDMA_WQE_STRIDE_SHIFT_MIN);
 }
 
+static u8 vrdma_qp_type(enum ib_qp_type type)
+{
+	switch (type) {
+	case IB_QPT_UC:
+		return VIRTIO_RDMA_QP_TYPE_UC;
+	case IB_QPT_UD:
+		return VIRTIO_RDMA_QP_TYPE_UD;
+	case IB_QPT_GSI:
+		return VIRTIO_RDMA_QP_TYPE_GSI;
+	default:
+		return VIRTIO_RDMA_QP_TYPE_RC;
+	}
+}
+
 static void vrdma_qp_free_memory(struct vrdma_vdev *vd, struct vrdma_qp *qp)
 {
 	if (qp->umem)
@@ -436,45 +461,4 @@ static int vrdma_attr_to_wire(const struct ib_qp_attr *attr, int mask,
 	if (mask & IB_QP_AV)
 		return vrdma_av_to_wire(&attr->ah_attr, &wire->av);
 	return 0;
-}
-
-/* The core has found out the MAC of the next hop. */
-static int vrdma_av_to_wire(const struct rdma_ah_attr *ah, struct virtio_rdma_address_vector *av)
-{
-	const struct ib_global_route *grh = rdma_ah_read_grh(ah);
-	u16 vlan = 0xffff;
-	int err;
-
-	if (ah->type != RDMA_AH_ATTR_TYPE_ROCE || !(rdma_ah_get_ah_flags(ah) & IB_AH_GRH) ||
-	    !grh->sgid_attr)
-		return -EINVAL;
-	err = rdma_read_gid_l2_fields(grh->sgid_attr, &vlan, NULL);
-	if (err)
-		return err;
-	memcpy(av->dgid, grh->dgid.raw, sizeof(av->dgid));
-	av->sgid_index = cpu_to_le32(grh->sgid_attr->index);
-	av->flow_label = cpu_to_le32(grh->flow_label & 0xfffff);
-	memcpy(av->dmac, ah->roce.dmac, sizeof(av->dmac));
-	av->vlan = cpu_to_le16(vlan);
-	av->hop_limit = grh->hop_limit;
-	av->traffic_class = grh->traffic_class;
-	av->sl = rdma_ah_get_sl(ah);
-	av->static_rate = rdma_ah_get_static_rate(ah);
-	av->port = rdma_ah_get_port_num(ah);
-	return 0;
-}
-
-static void vrdma_av_from_wire(struct ib_device *ibdev,
-			       const struct virtio_rdma_address_vector *av,
-			       struct rdma_ah_attr *ah)
-{
-	memset(ah, 0, sizeof(*ah));
-	ah->type = RDMA_AH_ATTR_TYPE_ROCE;
-	rdma_ah_set_sl(ah, av->sl);
-	rdma_ah_set_static_rate(ah, av->static_rate);
-	rdma_ah_set_port_num(ah, av->port);
-	rdma_ah_set_grh(ah, NULL, le32_to_cpu(av->flow_label), le32_to_cpu(av->sgid_index),
-			av->hop_limit, av->traffic_class);
-	memcpy(ah->grh.dgid.raw, av->dgid, sizeof(av->dgid));
-	memcpy(ah->roce.dmac, av->dmac, sizeof(av->dmac));
 }

@@ -95,6 +95,14 @@ struct vrdma_uar {
 	struct ida slots;
 };
 
+/* A buffer in kernel memory, of pages that need not be contiguous (pages.c). */
+struct vrdma_buf {
+	u32 num_pages;
+	struct page **pages;
+	dma_addr_t *dma;
+	void *va;
+};
+
 /* An HCA behind the device: one ib_device. */
 struct vrdma_hca {
 	struct ib_device ibdev;
@@ -102,9 +110,14 @@ struct vrdma_hca {
 	u32 generation;
 	u32 max_slots; /* of all UARs together */
 	atomic_t slots; /* of the UARs that there are */
+	u64 capabilities; /* agreed in INIT */
 	struct virtio_rdma_device_attr attr;
 	struct virtio_rdma_port_attr port;
 	struct vrdma_uar uar;
+
+	struct vrdma_buf ah_table; /* read by the device */
+	u32 num_ahs; /* entries of the table, or 0 */
+	struct ida ah_indices;
 
 	u8 mac[ETH_ALEN]; /* of the paired network device */
 	struct notifier_block netdev_nb;
@@ -127,18 +140,17 @@ struct vrdma_pd {
 	u32 pdn;
 };
 
+/* An entry of the table. */
+struct vrdma_ah {
+	struct ib_ah ibah;
+	u32 index;
+	struct virtio_rdma_address_vector av;
+};
+
 struct vrdma_mr {
 	struct ib_mr ibmr;
 	struct ib_umem *umem; /* NULL for a DMA MR */
 	u32 mrn;
-};
-
-/* A buffer in kernel memory, of pages that need not be contiguous (pages.c). */
-struct vrdma_buf {
-	u32 num_pages;
-	struct page **pages;
-	dma_addr_t *dma;
-	void *va;
 };
 
 /* The tables of a virtio_rdma_page_list while a command refers to them (pages.c). */
@@ -258,6 +270,16 @@ void vrdma_mmap_free(struct rdma_user_mmap_entry *entry);
 /* doorbell.c */
 void vrdma_doorbells_find(struct vrdma_vdev *vd);
 
+/* ah.c */
+int vrdma_ahs_create(struct vrdma_hca *hca);
+void vrdma_ahs_free(struct vrdma_hca *hca);
+int vrdma_create_ah(struct ib_ah *ibah, struct rdma_ah_init_attr *attr, struct ib_udata *udata);
+int vrdma_destroy_ah(struct ib_ah *ibah, u32 flags);
+int vrdma_query_ah(struct ib_ah *ibah, struct rdma_ah_attr *attr);
+int vrdma_av_to_wire(const struct rdma_ah_attr *ah, struct virtio_rdma_address_vector *av);
+void vrdma_av_from_wire(struct ib_device *ibdev, const struct virtio_rdma_address_vector *av,
+			struct rdma_ah_attr *ah);
+
 /* mr.c */
 int vrdma_alloc_pd(struct ib_pd *ibpd, struct ib_udata *udata);
 int vrdma_dealloc_pd(struct ib_pd *ibpd, struct ib_udata *udata);
@@ -321,6 +343,11 @@ static inline struct vrdma_ucontext *to_vucontext(struct ib_ucontext *ibuc)
 static inline struct vrdma_pd *to_vpd(struct ib_pd *ibpd)
 {
 	return container_of(ibpd, struct vrdma_pd, ibpd);
+}
+
+static inline struct vrdma_ah *to_vah(struct ib_ah *ibah)
+{
+	return container_of(ibah, struct vrdma_ah, ibah);
 }
 
 static inline struct vrdma_mr *to_vmr(struct ib_mr *ibmr)

@@ -35,7 +35,7 @@ static int vrdma_put_send(struct vrdma_qp *qp, const struct ibv_send_wr *wr)
 
 	if (unlikely(!vrdma_wq_has_room(&qp->sq, 0)))
 		return ENOMEM;
-	if (unlikely(!op || (flags & ~VRDMA_SEND_FLAGS) || wr->num_sge < 0))
+	if (unlikely(!(op & qp->transport_op) || (flags & ~VRDMA_SEND_FLAGS) || wr->num_sge < 0))
 		return EINVAL;
 
 	wqe = vrdma_wq_slot(&qp->sq, 0);
@@ -52,7 +52,10 @@ static int vrdma_put_send(struct vrdma_qp *qp, const struct ibv_send_wr *wr)
 		vrdma_put_sges(vrdma_send_data(wqe), wr->sg_list, num_sge);
 	}
 
-	if (op & VRDMA_OP_REMOTE) {
+	if (qp->transport_op == VRDMA_OP_UD) {
+		remote_addr = vrdma_ud_peer(wr->wr.ud.ah, wr->wr.ud.remote_qpn);
+		rkey = wr->wr.ud.remote_qkey;
+	} else if (op & VRDMA_OP_REMOTE) {
 		remote_addr = wr->wr.rdma.remote_addr;
 		rkey = wr->wr.rdma.rkey;
 	} else if (op & VRDMA_OP_ATOMIC) {

@@ -220,11 +220,13 @@ static void vrdma_free_context(struct ibv_context *context)
 
 static const struct verbs_context_ops vrdma_ops = {
 	.alloc_pd = vrdma_alloc_pd,
+	.create_ah = vrdma_create_ah,
 	.create_cq = vrdma_create_cq,
 	.create_qp = vrdma_create_qp,
 	.create_qp_ex = vrdma_create_qp_ex,
 	.dealloc_pd = vrdma_dealloc_pd,
 	.dereg_mr = vrdma_dereg_mr,
+	.destroy_ah = vrdma_destroy_ah,
 	.destroy_cq = vrdma_destroy_cq,
 	.destroy_qp = vrdma_destroy_qp,
 	.free_context = vrdma_free_context,

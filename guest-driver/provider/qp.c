@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vrdma.h"
+#include "wqe.h"
 
 struct vrdma_create_qp_cmd {
 	struct ibv_create_qp ibv_cmd;
@@ -188,7 +188,9 @@ static int vrdma_check_init_attr(const struct vrdma_context *ctx,
 	if ((attr->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) &&
 	    (attr->send_ops_flags & ~(uint64_t)VRDMA_SEND_OPS))
 		return EOPNOTSUPP;
-	if (attr->qp_type != IBV_QPT_RC || attr->srq)
+	if ((attr->qp_type != IBV_QPT_RC && attr->qp_type != IBV_QPT_UC &&
+	     attr->qp_type != IBV_QPT_UD) ||
+	    attr->srq)
 		return EOPNOTSUPP;
 	if (!(attr->comp_mask & IBV_QP_INIT_ATTR_PD) || !attr->send_cq || !attr->recv_cq ||
 	    !vrdma_cap_valid(&ctx->info, &attr->cap))
@@ -238,6 +240,7 @@ struct ibv_qp *vrdma_create_qp_ex(struct ibv_context *context, struct ibv_qp_ini
 		err = EPROTO;
 		goto destroy;
 	}
+	qp->transport_op = vrdma_transport_op(qp);
 	line = (struct virtio_rdma_qp_device_line *)qp->buf;
 	vrdma_doorbell_init(&qp->sq_doorbell, ctx->uar, resp.drv.slot, &line->sq_mode, ctx->status,
 			    ctx->info.num_comp_vectors);

@@ -56,6 +56,8 @@ struct vrdma_qp {
 	struct ibv_qp_cap cap;
 	/* IBV_SEND_SIGNALED if every send WQE makes a completion (sq_sig_all), else 0. */
 	uint8_t sq_flags;
+	/* The VRDMA_OP_* that every request must have (wqe.h). */
+	uint8_t transport_op;
 
 	struct vrdma_lock sq_lock;
 	struct vrdma_doorbell sq_doorbell;
@@ -71,6 +73,17 @@ struct vrdma_qp {
 	struct vrdma_doorbell rq_doorbell;
 	struct vrdma_wq rq;
 };
+
+struct vrdma_ah {
+	struct ibv_ah ibv_ah;
+	/* What a WQE names. */
+	uint32_t index;
+};
+
+static inline struct vrdma_ah *to_vah(struct ibv_ah *ah)
+{
+	return container_of(ah, struct vrdma_ah, ibv_ah);
+}
 
 static inline struct vrdma_context *to_vctx(struct ibv_context *context)
 {
@@ -98,6 +111,10 @@ void vrdma_ring_doorbell(struct vrdma_context *ctx, uint32_t vector);
 /* memory.c: zeroed pages for rings, which a fork does not take away. NULL and errno on failure. */
 void *vrdma_alloc_pages(size_t bytes);
 void vrdma_free_pages(void *pages, size_t bytes);
+
+/* ah.c */
+struct ibv_ah *vrdma_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr);
+int vrdma_destroy_ah(struct ibv_ah *ah);
 
 /* cq.c */
 struct ibv_cq *vrdma_create_cq(struct ibv_context *context, int cqe,

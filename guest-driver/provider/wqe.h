@@ -33,17 +33,40 @@ enum {
 	VRDMA_OP_REMOTE = 4, /* There is an address and a key of the peer. */
 	VRDMA_OP_ATOMIC = 8, /* Likewise; one SGE, two operands. */
 	VRDMA_OP_INLINE = 16, /* The data may stand in the WQE. */
+	VRDMA_OP_UC = 32, /* Unreliable connections have it too. */
+	VRDMA_OP_UD = 64, /* Datagrams too. */
 };
+
+/* What a QP's requests must have of VRDMA_OP_*, by its transport. */
+static inline uint8_t vrdma_transport_op(const struct vrdma_qp *qp)
+{
+	switch (qp->vqp.qp.qp_type) {
+	case IBV_QPT_UC:
+		return VRDMA_OP_UC;
+	case IBV_QPT_UD:
+		return VRDMA_OP_UD;
+	default:
+		return VRDMA_OP_KNOWN;
+	}
+}
+
+/* The peer of a datagram, as a WQE has it in the place of the remote address. */
+static inline uint64_t vrdma_ud_peer(struct ibv_ah *ah, uint32_t qpn)
+{
+	return (uint64_t)qpn << 32 | to_vah(ah)->index;
+}
 
 /* The VRDMA_OP_* of an opcode; 0 if there is no such. */
 static inline uint8_t vrdma_op(unsigned int opcode)
 {
 	static const uint8_t ops[] = {
-		[IBV_WR_RDMA_WRITE] = VRDMA_OP_KNOWN | VRDMA_OP_REMOTE | VRDMA_OP_INLINE,
-		[IBV_WR_RDMA_WRITE_WITH_IMM] =
-			VRDMA_OP_KNOWN | VRDMA_OP_REMOTE | VRDMA_OP_INLINE | VRDMA_OP_IMM,
-		[IBV_WR_SEND] = VRDMA_OP_KNOWN | VRDMA_OP_INLINE,
-		[IBV_WR_SEND_WITH_IMM] = VRDMA_OP_KNOWN | VRDMA_OP_INLINE | VRDMA_OP_IMM,
+		[IBV_WR_RDMA_WRITE] =
+			VRDMA_OP_KNOWN | VRDMA_OP_UC | VRDMA_OP_REMOTE | VRDMA_OP_INLINE,
+		[IBV_WR_RDMA_WRITE_WITH_IMM] = VRDMA_OP_KNOWN | VRDMA_OP_UC | VRDMA_OP_REMOTE |
+					       VRDMA_OP_INLINE | VRDMA_OP_IMM,
+		[IBV_WR_SEND] = VRDMA_OP_KNOWN | VRDMA_OP_UC | VRDMA_OP_UD | VRDMA_OP_INLINE,
+		[IBV_WR_SEND_WITH_IMM] = VRDMA_OP_KNOWN | VRDMA_OP_UC | VRDMA_OP_UD |
+					 VRDMA_OP_INLINE | VRDMA_OP_IMM,
 		[IBV_WR_RDMA_READ] = VRDMA_OP_KNOWN | VRDMA_OP_REMOTE,
 		[IBV_WR_ATOMIC_CMP_AND_SWP] = VRDMA_OP_KNOWN | VRDMA_OP_ATOMIC,
 		[IBV_WR_ATOMIC_FETCH_AND_ADD] = VRDMA_OP_KNOWN | VRDMA_OP_ATOMIC,

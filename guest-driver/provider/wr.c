@@ -50,6 +50,10 @@ static struct virtio_rdma_send_wqe *vrdma_wr_begin(struct vrdma_qp *qp, unsigned
 	}
 	if (qp->wr_count)
 		vrdma_wr_put_aside(qp);
+	if (unlikely(!(vrdma_op(opcode) & qp->transport_op))) {
+		qp->wr_err = EINVAL;
+		return NULL;
+	}
 	wqe = vrdma_wq_slot(&qp->sq, qp->wr_count);
 	qp->wr_count++;
 	qp->wr_wqe = wqe;
@@ -109,6 +113,21 @@ static void vrdma_wr_atomic_fetch_add(struct ibv_qp_ex *qp_ex, uint32_t rkey,
 
 	if (wqe)
 		vrdma_put_atomic(wqe, add, 0);
+}
+
+static void vrdma_wr_set_ud_addr(struct ibv_qp_ex *qp_ex, struct ibv_ah *ah, uint32_t qpn,
+				 uint32_t qkey)
+{
+	struct vrdma_qp *qp = to_vqp_ex(qp_ex);
+
+	if (unlikely(qp->wr_err))
+		return;
+	if (unlikely(!qp->wr_count || qp->transport_op != VRDMA_OP_UD)) {
+		qp->wr_err = EINVAL;
+		return;
+	}
+	qp->wr_wqe->remote_addr = htole64(vrdma_ud_peer(ah, qpn));
+	qp->wr_wqe->rkey = htole32(qkey);
 }
 
 static void vrdma_wr_set_sge_list(struct ibv_qp_ex *qp_ex, size_t num_sge,
@@ -203,6 +222,7 @@ void vrdma_wr_init(struct ibv_qp_ex *qp_ex)
 	qp_ex->wr_rdma_read = vrdma_wr_rdma_read;
 	qp_ex->wr_atomic_cmp_swp = vrdma_wr_atomic_cmp_swp;
 	qp_ex->wr_atomic_fetch_add = vrdma_wr_atomic_fetch_add;
+	qp_ex->wr_set_ud_addr = vrdma_wr_set_ud_addr;
 	qp_ex->wr_set_sge = vrdma_wr_set_sge;
 	qp_ex->wr_set_sge_list = vrdma_wr_set_sge_list;
 	qp_ex->wr_set_inline_data = vrdma_wr_set_inline_data;

@@ -107,11 +107,34 @@ static void a_qp_gets_at_least_what_it_asks_for_and_no_wqe_crosses_a_page(void)
 	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
+static void a_datagram_names_its_handle_and_its_peer_in_the_place_of_the_remote_address(void)
+{
+	struct vrdma_cq *cq = cq_of(4);
+	struct ibv_qp_init_attr attr = { .send_cq = &cq->ibv_cq, .recv_cq = &cq->ibv_cq,
+					 .qp_type = IBV_QPT_UD, .cap = { .max_send_wr = 4 } };
+	struct vrdma_ah ah = { .index = 77 };
+	struct ibv_send_wr wr = { .opcode = IBV_WR_SEND, .wr.ud = { .ah = &ah.ibv_ah,
+				  .remote_qpn = 0x123456, .remote_qkey = 0x11 } };
+	struct ibv_send_wr *bad;
+	struct ibv_qp *qp = vrdma_create_qp(&pd, &attr);
+	struct virtio_rdma_send_wqe *wqe;
+
+	CHECK(qp);
+	qp->state = IBV_QPS_RTS;
+	CHECK(vrdma_post_send(qp, &wr, &bad) == 0);
+	wqe = (struct virtio_rdma_send_wqe *)to_vqp(qp)->sq.ring;
+	CHECK(le64toh(wqe->remote_addr) == (0x123456ull << 32 | 77));
+	CHECK(le32toh(wqe->rkey) == 0x11);
+	wr.opcode = IBV_WR_RDMA_WRITE;
+	CHECK(vrdma_post_send(qp, &wr, &bad) == EINVAL && bad == &wr);
+	CHECK(vrdma_destroy_qp(qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+}
+
 static void what_the_device_cannot_do_is_refused_at_creation(void)
 {
 	struct vrdma_cq *cq = cq_of(1);
 	struct ibv_qp_init_attr attr = { .send_cq = &cq->ibv_cq, .recv_cq = &cq->ibv_cq,
-					 .qp_type = IBV_QPT_UD };
+					 .qp_type = IBV_QPT_XRC_SEND };
 
 	errno = 0;
 	CHECK(!vrdma_create_qp(&pd, &attr) && errno == EOPNOTSUPP);
@@ -463,6 +486,7 @@ int main(void)
 	ctx = stub_context();
 	pd.context = &ctx->ibv_ctx.context;
 	a_qp_gets_at_least_what_it_asks_for_and_no_wqe_crosses_a_page();
+	a_datagram_names_its_handle_and_its_peer_in_the_place_of_the_remote_address();
 	what_the_device_cannot_do_is_refused_at_creation();
 	posting_needs_a_state_that_allows_it();
 	a_malformed_request_is_refused_and_those_before_it_are_posted();
