@@ -474,6 +474,40 @@ fn nonsense_on_the_vhost_user_socket_ends_that_connection_only() -> TestResult {
 }
 
 #[test]
+fn every_vhost_user_request_with_a_random_body_is_survived() -> TestResult {
+    let daemon = TestDaemon::start(3)?;
+    let mut bystander = Bystander::new(&daemon, 1)?;
+    let mut random = Random(0x5e7);
+    let vm = daemon.vm(0)?;
+    vm.driver()?;
+    for request in 0..=46_u32 {
+        for body in [0, 8, 12, 40] {
+            // Version 1, and every second time with a reply wanted.
+            let flags = if random.next() & 1 == 0 { 1_u32 } else { 9 };
+            let mut bytes = [request, flags, body].map(u32::to_le_bytes).concat();
+            for _ in 0..body / 4 {
+                let word = match random.below(3) {
+                    0 => random.next() as u32,
+                    1 => random.below(8) as u32,
+                    _ => 1 << random.below(32),
+                };
+                bytes.extend(word.to_le_bytes());
+            }
+            // The daemon may have hung up over the one before.
+            if vm.send_raw(&bytes).is_err() || random.below(4) == 0 {
+                vm.disconnect();
+                vm.reconnect_anew()?;
+            }
+        }
+        bystander.check()?;
+    }
+    vm.disconnect();
+    vm.reconnect_anew()?;
+    vm.driver()?.alloc_pd()?;
+    bystander.check()
+}
+
+#[test]
 fn a_hundred_lives_of_a_vm_leave_nothing_behind() -> TestResult {
     // Other tests of this process open and close files too, so it counts in one of its own.
     if std::env::var_os("ALONE").is_none() {
