@@ -29,6 +29,7 @@ pub fn tests() -> Vec<Test> {
             ("pingpong", "pingpong.sh"),
             ("verifier", "verify.sh"),
             ("perftest", "perftest.sh"),
+            ("transports_and_connection_manager", "transports.sh"),
             ("polling_needs_no_kicks", "kicks.sh"),
             ("kernel_verbs", "kernel-verbs.sh"),
             ("a_hostile_process_is_refused", "hostile-process.sh"),
