@@ -14,6 +14,9 @@ for peer in $PEER_ADDRS; do
     # Jumbo frames must pass whole.
     ping -q -c 1 -W 5 -M do -s 8000 "$peer" > /dev/null
 done
+# Everybody hears everybody's value, in the guests' order.
+values=$(lab-barrier values "v$GUEST_INDEX" | tr '\n' ' ')
+[[ $values == "v0 v1 v2 " ]]
 # A barrier holds the early back: who is last makes a mark that all others then see.
 for round in 1 2 3; do
     ((GUEST_INDEX != round % GUEST_COUNT)) || sleep 0.5

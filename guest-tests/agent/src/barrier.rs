@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Barriers between the guests' scripts. `lab-barrier NAME` tells the agent over a Unix socket,
-//! the agent tells the lab, and the lab answers all guests when the last one has come.
+//! Barriers between the guests' scripts. `lab-barrier NAME [VALUE]` tells the agent over a Unix
+//! socket, the agent tells the lab, and the lab answers all guests when the last one has come,
+//! with everybody's values.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -28,11 +29,12 @@ impl Waiting {
                 if BufReader::new(&stream).read_line(&mut name).is_err() {
                     continue;
                 }
-                let name = name.trim().to_owned();
+                let said = name.trim().to_owned();
+                let name = said.split(' ').next().unwrap_or_default().to_owned();
                 let mut all = waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
-                all.entry(name.clone()).or_default().push(stream);
+                all.entry(name).or_default().push(stream);
                 drop(all);
-                lab.send(&format!("barrier {name}"));
+                lab.send(&format!("barrier {said}"));
             }
         });
         Ok(())
@@ -47,21 +49,28 @@ impl Waiting {
     }
 }
 
-/// The command `lab-barrier NAME`.
-pub fn command(name: Option<&str>) -> ExitCode {
-    let Some(name) = name.filter(|name| {
-        !name.is_empty() && !name.starts_with('-') && !name.contains(char::is_whitespace)
-    }) else {
+/// The command `lab-barrier NAME [VALUE]`.
+pub fn command(name: Option<&str>, value: Option<&str>) -> ExitCode {
+    let is_word = |word: &str| !word.is_empty() && !word.contains(char::is_whitespace);
+    let Some(name) =
+        name.filter(|name| is_word(name) && !name.starts_with('-') && value.is_none_or(is_word))
+    else {
         println!(
-            "usage: lab-barrier NAME\n\
-             Waits until the scripts of all guests have called it with this NAME (no white space).\n\
-             A NAME may be used again. Fails when another guest's script ended before."
+            "usage: lab-barrier NAME [VALUE]\n\
+             Waits until the scripts of all guests have called it with this NAME, then prints the\n\
+             VALUEs of all guests in their order, one a line, if this one gave one. No white space\n\
+             in either. A NAME may be used again. Fails when another guest's script ended before."
         );
         return ExitCode::from(2);
     };
-    match wait(name) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
+    match wait(name, value.unwrap_or("-")) {
+        Ok(Some(values)) => {
+            for value in values.split_whitespace().filter(|_| value.is_some()) {
+                println!("{value}");
+            }
+            ExitCode::SUCCESS
+        }
+        Ok(None) => {
             eprintln!("lab-barrier {name}: another guest's script has ended");
             ExitCode::FAILURE
         }
@@ -72,10 +81,11 @@ pub fn command(name: Option<&str>) -> ExitCode {
     }
 }
 
-fn wait(name: &str) -> Result<bool> {
+/// All guests' values, or None when the barrier is broken.
+fn wait(name: &str, value: &str) -> Result<Option<String>> {
     let mut stream = UnixStream::connect(SOCKET)?;
-    writeln!(stream, "{name}")?;
+    writeln!(stream, "{name} {value}")?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
-    Ok(answer.trim() == "go")
+    Ok(answer.trim().strip_prefix("go").map(str::to_owned))
 }

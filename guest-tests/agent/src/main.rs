@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     let name = arguments.next().unwrap_or_default();
     let name = name.rsplit('/').next().unwrap_or_default();
     let result = match (name, arguments.next().as_deref()) {
-        ("lab-barrier", given) => return barrier::command(given),
+        ("lab-barrier", given) => return barrier::command(given, arguments.next().as_deref()),
         ("init", _) => root::enter(),
         (_, Some("stage2")) => setup::run(),
         _ => Err("this program is a lab guest's first process, nothing to call by hand".into()),

@@ -166,7 +166,11 @@ fn run_job(job: &Job, device: &str, lab: &Sender, from_lab: BufReader<File>) -> 
         for line in from_lab.lines().map_while(|line| line.ok()) {
             match line.trim().split_once(' ') {
                 None if line.trim() == "start" => drop(start.send(())),
-                Some((answer @ ("go" | "broken"), name)) => waiting.answer(name, answer),
+                Some(("go", rest)) => {
+                    let (name, values) = rest.split_once(' ').unwrap_or((rest, ""));
+                    waiting.answer(name, &format!("go {values}"));
+                }
+                Some(("broken", name)) => waiting.answer(name, "broken"),
                 _ => {}
             }
         }

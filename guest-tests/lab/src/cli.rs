@@ -37,7 +37,8 @@ pub enum Command {
     /// Every guest runs SCRIPT as root. Its environment has GUEST_INDEX (from 0), GUEST_COUNT,
     /// GUEST_KIND, ADDR (its own address), ADDR_0, ADDR_1 …, PEER_ADDR (the next guest's),
     /// PEER_ADDRS (all others'), and RDMA_DEVICE (empty with --no-rdma). `lab-barrier NAME` waits
-    /// until all guests' scripts have called it. `verifier --help` tells of the byte checker.
+    /// until all guests' scripts have called it; `lab-barrier NAME VALUE` also prints what
+    /// each of them gave. `verifier --help` tells of the byte checker.
     /// Each line of output is printed with its guest's name. The exit status is not zero if any
     /// script fails or the time-out passes.
     Run(RunArguments),

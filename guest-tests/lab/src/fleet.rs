@@ -467,8 +467,8 @@ struct Run<'run> {
     guests: Vec<Guest>,
     states: Vec<State>,
     lines: Vec<Vec<String>>,
-    /// Which guests wait where.
-    barriers: BTreeMap<String, BTreeSet<usize>>,
+    /// Which guests wait where, and the value that each gave.
+    barriers: BTreeMap<String, BTreeMap<usize, String>>,
     daemon: Option<&'run mut Daemon>,
     consoles: &'run [PathBuf],
     on_line: &'run mut dyn FnMut(usize, &str),
@@ -556,7 +556,7 @@ impl Run<'_> {
                 (self.on_line)(index, &line);
                 self.lines[index].push(line);
             }
-            Said::Barrier(name) => self.arrive(index, name),
+            Said::Barrier(said) => self.arrive(index, &said),
             Said::Exit(status) => self.end(index, status),
             Said::Gone => match self.states[index] {
                 State::Booting => return Err(self.boot_failed(index, "stopped while it booted")),
@@ -567,17 +567,20 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn arrive(&mut self, index: usize, name: String) {
+    /// A guest has come to a barrier: `said` is its name and the guest's value.
+    fn arrive(&mut self, index: usize, said: &str) {
+        let (name, value) = said.split_once(' ').unwrap_or((said, "-"));
         if self.states.iter().any(State::is_ended) {
             let _ = self.guests[index].tell(&format!("broken {name}"));
             return;
         }
-        let waiting = self.barriers.entry(name.clone()).or_default();
-        waiting.insert(index);
+        let waiting = self.barriers.entry(name.to_owned()).or_default();
+        waiting.insert(index, value.to_owned());
         if waiting.len() == self.guests.len() {
-            self.barriers.remove(&name);
+            let values: Vec<String> = std::mem::take(waiting).into_values().collect();
+            self.barriers.remove(name);
             for guest in &mut self.guests {
-                let _ = guest.tell(&format!("go {name}"));
+                let _ = guest.tell(&format!("go {name} {}", values.join(" ")));
             }
         }
     }
@@ -586,7 +589,7 @@ impl Run<'_> {
         // A guest that could not be set up ends without having run.
         self.states[index] = State::Ended(status);
         for (name, waiting) in std::mem::take(&mut self.barriers) {
-            for other in waiting {
+            for other in waiting.into_keys() {
                 let _ = self.guests[other].tell(&format!("broken {name}"));
             }
         }

@@ -55,7 +55,7 @@ pub enum Said {
     Ready,
     /// A line of its script's output.
     Output(String),
-    /// Its script waits at a barrier.
+    /// Its script waits at a barrier: the barrier's name, and the guest's value.
     Barrier(String),
     /// Its script has ended.
     Exit(i32),
