@@ -25,6 +25,8 @@
 //! # }
 //! ```
 
+#![deny(unsafe_code)]
+
 #[cfg(target_endian = "big")]
 compile_error!("the front end stores native integers where the device wants little-endian ones");
 
@@ -32,6 +34,7 @@ mod command;
 mod cq;
 mod driver;
 mod error;
+#[allow(unsafe_code)]
 mod mapping;
 mod memory;
 mod pages;
