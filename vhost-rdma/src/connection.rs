@@ -2,8 +2,9 @@
 //! The socket of one device: waits for a front end, serves it until it leaves, waits for the next.
 
 use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,8 @@ use rdma_midlayer::MaySleep;
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::backend::Backend;
 use crate::device::Device;
@@ -22,13 +25,16 @@ use crate::vring::{self, Memory, RingHooks};
 /// one, and removes the socket.
 pub struct Connection {
     path: PathBuf,
+    /// Of the socket that we made there.
+    inode: u64,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
     stop: AtomicBool,
+    /// Wakes the thread while it waits for a front end.
+    wake: EventFd,
     serving: Mutex<Option<ShutdownHandle>>,
 }
 
@@ -40,9 +46,18 @@ impl Connection {
     /// What keeps the socket from being made, in words for an operator.
     pub fn listen(path: &Path, device: Arc<Device>) -> io::Result<Self> {
         clear_stale(path)?;
-        let listener = Listener::new(path, false)
+        let listener = UnixListener::bind(path)
             .map_err(|e| io::Error::other(format!("can't listen on {}: {e}", path.display())))?;
-        let shared = Arc::new(Shared::default());
+        // One that knows its path would remove whatever is there when it ends.
+        let listener = Listener::from(listener);
+        // A connection that comes is found by waiting, which can be ended; accepting can't.
+        listener.set_nonblocking(true).map_err(io::Error::other)?;
+        let inode = std::fs::symlink_metadata(path)?.ino();
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            serving: Mutex::default(),
+        });
         let thread = {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("vhost-{}", device.name())).spawn(
@@ -52,7 +67,7 @@ impl Connection {
                 },
             )?
         };
-        Ok(Self { path: path.to_owned(), shared, thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), inode, shared, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -77,7 +92,13 @@ fn clear_stale(path: &Path) -> io::Result<()> {
 }
 
 fn serve(cx: &MaySleep, mut listener: Listener, device: &Arc<Device>, shared: &Shared) {
-    while !shared.stop.load(Ordering::Acquire) {
+    loop {
+        if let Err(e) = wait_for_front_end(&listener, shared) {
+            return log::error!("{}: {e}", device.name());
+        }
+        if shared.stop.load(Ordering::Acquire) {
+            return;
+        }
         let memory = Memory::new(GuestMemoryMmap::new());
         let backend = Arc::new(Backend::new(device.clone(), memory.clone()));
         let hooks: Arc<dyn RingHooks> = device.clone();
@@ -119,18 +140,34 @@ fn serve(cx: &MaySleep, mut listener: Listener, device: &Arc<Device>, shared: &S
     }
 }
 
+/// Returns when a front end connects, or the device is to end.
+fn wait_for_front_end(listener: &Listener, shared: &Shared) -> io::Result<()> {
+    let epoll = Epoll::new()?;
+    for fd in [listener.as_raw_fd(), shared.wake.as_raw_fd()] {
+        epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
+    }
+    loop {
+        match epoll.wait(-1, &mut [EpollEvent::default()]) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(drop),
+        }
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
+        let _ = self.shared.wake.write(1);
         let serving = self.shared.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match serving {
-            Some(serving) => serving.shutdown(),
-            // It waits in accept: one more connection lets it look.
-            None => drop(UnixStream::connect(&self.path)),
+        if let Some(serving) = serving {
+            serving.shutdown();
         }
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             log::error!("the thread of {} panicked", self.path.display());
         }
-        let _ = std::fs::remove_file(&self.path);
+        // Somebody else's may be there by now.
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

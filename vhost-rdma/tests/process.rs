@@ -87,6 +87,18 @@ fn sigterm_ends_it_in_order_and_takes_the_socket_away() {
 }
 
 #[test]
+fn sigterm_ends_it_when_its_socket_is_gone_and_leaves_what_took_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.sock");
+    let (mut child, _log) = start(&path, &[]);
+    std::fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    signal(&child, libc::SIGTERM);
+    assert!(child.wait().unwrap().success());
+    assert!(path.exists());
+}
+
+#[test]
 fn sigterm_ends_it_also_while_a_front_end_is_connected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vm.sock");
