@@ -97,17 +97,11 @@ impl UserMemory {
         page_shift: Option<u8>,
         runs: impl IntoIterator<Item = Run>,
     ) -> Result<Self, OutOfRange> {
-        start.checked_add(length).ok_or(OutOfRange)?;
-        let end = offset.checked_add(length).ok_or(OutOfRange)?;
-        let mut builder = Builder { mappings: Vec::new(), runs: Vec::new(), total: 0 };
+        let mut builder = Builder::new(0);
         for run in runs {
-            builder.push(run)?;
+            builder.push(&run.mapping, run.offset, run.len)?;
         }
-        if builder.total < end {
-            return Err(OutOfRange);
-        }
-        let layout = builder.layout(offset, page_shift)?;
-        Ok(Self { start, length, layout, mappings: builder.mappings, runs: builder.runs })
+        builder.finish(start, length, offset, page_shift)
     }
 
     /// Memory that appears at several places, sorted by address, with holes between them that belong
@@ -116,7 +110,7 @@ impl UserMemory {
     /// # Errors
     /// `OutOfRange` if a run exceeds its mapping, they overlap, or there are none.
     pub fn sparse(places: impl IntoIterator<Item = (u64, Run)>) -> Result<Self, OutOfRange> {
-        let mut builder = Builder { mappings: Vec::new(), runs: Vec::new(), total: 0 };
+        let mut builder = Builder::new(0);
         let mut found: Vec<(u64, u64, *mut u8)> = Vec::new();
         for (address, run) in places {
             let len = run.len as u64;
@@ -124,11 +118,9 @@ impl UserMemory {
             if address < free || address.checked_add(len).is_none() {
                 return Err(OutOfRange);
             }
-            let mapping = run.mapping.clone();
-            let offset = run.offset;
-            builder.push(run)?;
+            builder.push(&run.mapping, run.offset, run.len)?;
             // SAFETY: `push` checked that the run lies inside its mapping.
-            found.push((address, len, unsafe { mapping.base().add(offset) }));
+            found.push((address, len, unsafe { run.mapping.base().add(run.offset) }));
         }
         let (Some((start, ..)), Some((last, last_len, _))) = (found.first(), found.last()) else {
             return Err(OutOfRange);
@@ -315,11 +307,22 @@ impl UserMemory {
     #[inline]
     pub fn line(&self, at: u64) -> Option<&[AtomicU64; 8]> {
         const LINE: u64 = 64;
-        if at >= self.length || self.length - at < LINE || matches!(self.layout, Layout::Runs(_)) {
+        if at >= self.length || self.length - at < LINE {
             return None;
         }
-        let (at, contiguous) = self.locate(at);
-        if contiguous < LINE || !(at as usize).is_multiple_of(LINE as usize) {
+        let at = match &self.layout {
+            Layout::Contiguous(base) => base.wrapping_add(at as usize),
+            Layout::Paged { shift, offset, pages } => {
+                let at = at + offset;
+                let within = at & ((1 << shift) - 1);
+                if within > (1 << shift) - LINE {
+                    return None;
+                }
+                pages.get((at >> shift) as usize)?.wrapping_add(within as usize)
+            }
+            Layout::Runs(_) => return None,
+        };
+        if !(at as usize).is_multiple_of(LINE as usize) {
             return None;
         }
         // SAFETY: 64 aligned bytes of a mapping that lives as long as `self`; atomics may be shared with
@@ -434,35 +437,71 @@ impl Span<'_> {
     }
 }
 
-struct Builder {
+/// Makes a `UserMemory` run by run, for lists of very many.
+pub struct Builder {
     mappings: Vec<Arc<dyn Mapping>>,
     runs: Vec<RunInfo>,
     total: u64,
 }
 
 impl Builder {
-    fn push(&mut self, run: Run) -> Result<(), OutOfRange> {
-        let end = run.offset.checked_add(run.len).ok_or(OutOfRange)?;
-        if end > run.mapping.len() {
+    /// With room for as many runs as are expected.
+    pub fn new(runs: usize) -> Self {
+        Self { mappings: Vec::new(), runs: Vec::with_capacity(runs), total: 0 }
+    }
+
+    /// The next run: `len` bytes at `offset` of a mapping, which is counted once however many of its
+    /// runs come.
+    ///
+    /// # Errors
+    /// `OutOfRange` if the run exceeds its mapping.
+    pub fn push(
+        &mut self,
+        mapping: &Arc<dyn Mapping>,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), OutOfRange> {
+        let end = offset.checked_add(len).ok_or(OutOfRange)?;
+        if end > mapping.len() {
             return Err(OutOfRange);
         }
-        self.total = self.total.checked_add(run.len as u64).ok_or(OutOfRange)?;
-        let same =
-            |m: &Arc<dyn Mapping>| std::ptr::addr_eq(Arc::as_ptr(m), Arc::as_ptr(&run.mapping));
+        self.total = self.total.checked_add(len as u64).ok_or(OutOfRange)?;
+        let same = |m: &Arc<dyn Mapping>| std::ptr::addr_eq(Arc::as_ptr(m), Arc::as_ptr(mapping));
         let mapping = match self.mappings.iter().rposition(same) {
             Some(i) => i,
             None => {
-                self.mappings.push(run.mapping);
+                self.mappings.push(mapping.clone());
                 self.mappings.len() - 1
             }
         };
         match self.runs.last_mut() {
-            Some(last) if last.mapping == mapping && last.offset + last.len == run.offset => {
-                last.len += run.len;
+            Some(last) if last.mapping == mapping && last.offset + last.len == offset => {
+                last.len += len;
             }
-            _ => self.runs.push(RunInfo { mapping, offset: run.offset, len: run.len }),
+            _ => self.runs.push(RunInfo { mapping, offset, len }),
         }
         Ok(())
+    }
+
+    /// The memory: as `UserMemory::new` has it.
+    ///
+    /// # Errors
+    /// `OutOfRange` if the runs are too short for `length`, or no multiples of the page.
+    pub fn finish(
+        self,
+        start: u64,
+        length: u64,
+        offset: u64,
+        page_shift: Option<u8>,
+    ) -> Result<UserMemory, OutOfRange> {
+        start.checked_add(length).ok_or(OutOfRange)?;
+        if self.total < offset.checked_add(length).ok_or(OutOfRange)? {
+            return Err(OutOfRange);
+        }
+        let layout = self.layout(offset, page_shift)?;
+        let Self { mappings, mut runs, .. } = self;
+        runs.shrink_to_fit();
+        Ok(UserMemory { start, length, layout, mappings, runs })
     }
 
     fn host(&self, run: &RunInfo) -> *mut u8 {
@@ -478,10 +517,14 @@ impl Builder {
         match page_shift {
             Some(shift) => {
                 let page = 1usize << shift;
-                let mut pages = Vec::with_capacity((self.total >> shift) as usize + 1);
+                let mut pages = Vec::with_capacity(self.total.div_ceil(page as u64) as usize);
                 for (i, run) in self.runs.iter().enumerate() {
                     if !run.len.is_multiple_of(page) && i + 1 != self.runs.len() {
                         return Err(OutOfRange);
+                    }
+                    if run.len == page {
+                        pages.push(self.host(run));
+                        continue;
                     }
                     // SAFETY: steps inside the run.
                     pages.extend(
@@ -510,186 +553,4 @@ impl Builder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::Ordering;
-
-    struct Owned(Box<[AtomicU64]>);
-
-    // SAFETY: the box lives as long as the value; atomics allow writes through a shared pointer.
-    unsafe impl Mapping for Owned {
-        fn base(&self) -> *mut u8 {
-            let start = self.0.as_ptr().cast_mut().cast::<u8>();
-            start.wrapping_add(start.align_offset(4096))
-        }
-        fn len(&self) -> usize {
-            self.0.len() * 8 - 4096
-        }
-    }
-
-    fn mapping(bytes: usize) -> Arc<dyn Mapping> {
-        Arc::new(Owned((0..bytes / 8 + 512).map(|_| AtomicU64::new(0)).collect()))
-    }
-
-    fn run(mapping: &Arc<dyn Mapping>, offset: usize, len: usize) -> Run {
-        Run { mapping: mapping.clone(), offset, len }
-    }
-
-    fn all_layouts() -> Vec<UserMemory> {
-        let m = mapping(8 * 4096);
-        let page = |n: usize| run(&m, n * 4096, 4096);
-        let far = || [page(5), page(1), page(7), page(2)];
-        vec![
-            UserMemory::new(0x1000, 8200, 100, None, [page(1), page(2), page(3)]).unwrap(),
-            UserMemory::new(0x1000, 8200, 100, Some(12), far()).unwrap(),
-            UserMemory::new(0x1000, 8200, 100, None, far()).unwrap(),
-        ]
-    }
-
-    #[test]
-    fn every_layout_reads_back_what_was_written_at_any_offset_and_length() {
-        for memory in all_layouts() {
-            for (at, len) in [(0, 1), (0, 8200), (3990, 20), (4095, 2), (8199, 1), (17, 4099)] {
-                let data: Vec<u8> = (0..len).map(|i| (i * 7 + at) as u8).collect();
-                memory.write(0x1000 + at as u64, &data).unwrap();
-                let mut back = vec![0; len];
-                memory.read(0x1000 + at as u64, &mut back).unwrap();
-                assert_eq!(back, data, "at {at}, {len} bytes");
-            }
-        }
-    }
-
-    #[test]
-    fn copies_between_layouts_keep_every_byte() {
-        for to in all_layouts() {
-            for from in all_layouts() {
-                let data: Vec<u8> = (0..8000).map(|i| (i % 251) as u8).collect();
-                from.write(0x1003, &data).unwrap();
-                to.copy_from(0x1064, &from, 0x1003, 8000).unwrap();
-                let mut back = vec![0; 8000];
-                to.read(0x1064, &mut back).unwrap();
-                assert_eq!(back, data);
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_outside_the_range_is_reachable() {
-        for memory in all_layouts() {
-            let mut byte = [0];
-            for addr in [0, 0xfff, 0x1000 + 8200, u64::MAX] {
-                assert_eq!(memory.read(addr, &mut byte), Err(OutOfRange));
-            }
-            assert_eq!(memory.write(0x1000 + 8199, &[0, 0]), Err(OutOfRange));
-            assert_eq!(memory.host_address(0x1000 + 8200, 0), None);
-            assert_eq!(memory.write(0x1000 + 8200, &[]), Ok(()));
-            assert_eq!(memory.copy_from(0x1000 + 8200, &memory, 0x1000 + 8200, 0), Ok(()));
-            assert_eq!(memory.copy_from(0x1000, &memory, 0x1001, 8200), Err(OutOfRange));
-            assert_eq!(memory.copy_from(0x1000, &memory, 0x1000, u64::MAX), Err(OutOfRange));
-        }
-    }
-
-    #[test]
-    fn holes_of_sparse_memory_belong_to_nothing() {
-        let m = mapping(4 * 4096);
-        let memory = UserMemory::sparse([
-            (0x1000, run(&m, 0, 4096)),
-            (0x2000, run(&m, 8192, 4096)),
-            (0x8000, run(&m, 4096, 4096)),
-        ])
-        .unwrap();
-        let data: Vec<u8> = (0..100).collect();
-        for addr in [0x1000, 0x1fc0, 0x8000 + 4096 - 100] {
-            memory.write(addr, &data).unwrap();
-            let mut back = vec![0; 100];
-            memory.read(addr, &mut back).unwrap();
-            assert_eq!(back, data);
-        }
-        for addr in [0xfff, 0x2fff, 0x3000, 0x7fff, 0x8fff, 0x9000] {
-            assert_eq!(memory.write(addr, &[0, 0]), Err(OutOfRange), "{addr:#x}");
-        }
-        assert!(UserMemory::sparse([(0, run(&m, 0, 4096)), (4095, run(&m, 0, 1))]).is_err());
-        assert!(UserMemory::sparse([]).is_err());
-    }
-
-    #[test]
-    fn memory_shorter_than_what_it_is_to_hold_is_refused() {
-        let m = mapping(4096);
-        assert!(UserMemory::new(0, 4097, 0, None, [run(&m, 0, 4096)]).is_err());
-        assert!(UserMemory::new(0, 4096, 1, None, [run(&m, 0, 4096)]).is_err());
-        assert!(UserMemory::new(0, 1, 0, None, [run(&m, 4096, 1)]).is_err());
-        assert!(UserMemory::new(u64::MAX, 2, 0, None, [run(&m, 0, 4096)]).is_err());
-        assert!(UserMemory::new(0, 1, u64::MAX, None, [run(&m, 0, 4096)]).is_err());
-    }
-
-    #[test]
-    fn a_span_is_checked_once_and_lies_together() {
-        for memory in all_layouts() {
-            assert!(memory.span(0x1000 + 3988, 8).is_some());
-            assert!(memory.span(0x1000 + 8199, 2).is_none());
-            assert!(memory.span(0xfff, 2).is_none());
-            let data: Vec<u8> = (0..200).collect();
-            let (Some(from), Some(to)) = (memory.span(0x1003, 200), memory.span(0x1208, 200))
-            else {
-                panic!("both lie in one page");
-            };
-            from.write(&data);
-            to.copy_from(&from);
-            let mut back = vec![0; 200];
-            memory.read(0x1208, &mut back).unwrap();
-            assert_eq!(back, data);
-        }
-        let [whole, parted, _] = <[_; 3]>::try_from(all_layouts()).ok().unwrap();
-        assert!(whole.span(0x1000, 8200).is_some() && parted.span(0x1000, 8200).is_none());
-    }
-
-    #[test]
-    fn long_copies_between_layouts_keep_every_byte_and_no_other_is_touched() {
-        let m = mapping(40 * 4096);
-        let pages = |n: usize| (0..10).map(move |i| (n + i * 7) % 20);
-        let layout = |first: usize, n, offset| {
-            let runs = pages(n).map(|page| run(&m, (first + page) * 4096, 4096));
-            UserMemory::new(0x1000, 36_000, offset, Some(12), runs).unwrap()
-        };
-        for (to_offset, from_offset) in [(0, 0), (5, 8), (64, 3), (4091, 1)] {
-            let (to, from) = (layout(0, 3, to_offset), layout(20, 1, from_offset));
-            for len in [16 << 10, 20_001, 35_999, 36_000] {
-                let data: Vec<u8> = (0..36_000).map(|i| (i % 249) as u8 + 1).collect();
-                from.write(0x1000, &data).unwrap();
-                to.write(0x1000, &[0; 36_000]).unwrap();
-                to.copy_from(0x1000, &from, 0x1000, len as u64).unwrap();
-                let mut back = vec![0; 36_000];
-                to.read(0x1000, &mut back).unwrap();
-                assert_eq!(back[..len], data[..len]);
-                assert!(back[len..].iter().all(|b| *b == 0));
-            }
-        }
-    }
-
-    #[test]
-    fn lines_are_aligned_and_inside() {
-        let m = mapping(4 * 4096);
-        let pages = || [run(&m, 8192, 4096), run(&m, 0, 4096)];
-        let memory = UserMemory::new(0, 8192, 0, Some(12), pages()).unwrap();
-        memory.line(4096).unwrap()[7].store(9, Ordering::Relaxed);
-        let mut bytes = [0; 64];
-        memory.read(4096, &mut bytes).unwrap();
-        assert_eq!(bytes[56], 9);
-        for at in [1, 32, 8160, 8192, u64::MAX - 63] {
-            assert!(memory.line(at).is_none(), "{at}");
-        }
-        assert!(UserMemory::new(0, 8192, 0, None, pages()).unwrap().line(0).is_none());
-        let shifted = UserMemory::new(0, 4096, 32, Some(12), pages()).unwrap();
-        assert!(shifted.line(0).is_none() && shifted.line(32).is_some());
-    }
-
-    #[test]
-    fn atomics_want_alignment_and_bounds() {
-        let m = mapping(4096);
-        let memory = UserMemory::new(0x1000, 64, 0, None, [run(&m, 0, 4096)]).unwrap();
-        assert_eq!(memory.with_atomic(0x1008, |w| w.fetch_add(3, Ordering::Relaxed)), Some(0));
-        assert_eq!(memory.with_atomic(0x1008, |w| w.load(Ordering::Relaxed)), Some(3));
-        assert_eq!(memory.with_atomic(0x1004, |_| ()), None);
-        assert_eq!(memory.with_atomic(0x1040, |_| ()), None);
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rdma_midlayer::memory::{Mapping, Run, UserMemory};
+use rdma_midlayer::memory::{Builder, Mapping, Run, UserMemory};
 use virtio_rdma_abi::control::PageList;
 
 use crate::mapping::{GuestRegion, Identity};
@@ -166,46 +166,79 @@ impl GuestMemory {
         if !sound {
             return Err(PageListError::Malformed);
         }
-        let mut runs = Vec::new();
+        let mut runs;
         if depth == 0 {
-            runs.push(self.run(root, count << shift)?);
+            let run = self.run(root, count << shift)?;
+            runs = Builder::new(1);
+            push(&mut runs, &run.mapping, run.offset, run.len)?;
         } else {
-            let mut left = count;
-            self.walk(root, depth, shift, &mut left, &mut runs)?;
+            // No more than the VM has pages, as was checked.
+            runs = Builder::new(count as usize);
+            let mut walk = Walk { memory: self, shift, left: count, region: None, runs: &mut runs };
+            walk.table(root, depth)?;
         }
-        UserMemory::new(start, length, offset, Some(list.page_shift), runs)
+        runs.finish(start, length, offset, Some(list.page_shift))
             .map_err(|_| PageListError::Malformed)
     }
+}
 
+fn push(
+    runs: &mut Builder,
+    mapping: &Arc<dyn Mapping>,
+    offset: usize,
+    len: usize,
+) -> Result<(), PageListError> {
+    runs.push(mapping, offset, len).map_err(|_| PageListError::Malformed)
+}
+
+/// The way through a page list's tables.
+struct Walk<'a> {
+    memory: &'a GuestMemory,
+    shift: u32,
+    /// Pages that are still to come.
+    left: u64,
+    /// The region of the last page: the next one is mostly in it too.
+    region: Option<(std::ops::Range<u64>, Arc<dyn Mapping>)>,
+    runs: &'a mut Builder,
+}
+
+impl Walk<'_> {
     /// Collects the pages under one table. A table's used entries follow from the pages that are
     /// left, so a list that points to itself is read no more often than a sound one.
-    fn walk(
-        &self,
-        table: u64,
-        depth: u32,
-        shift: u32,
-        left: &mut u64,
-        runs: &mut Vec<Run>,
-    ) -> Result<(), PageListError> {
+    fn table(&mut self, table: u64, depth: u32) -> Result<(), PageListError> {
         let per_entry = TABLE_ENTRIES.pow(depth - 1);
-        let used = (*left).div_ceil(per_entry).min(TABLE_ENTRIES);
-        let memory = self.page(table)?;
+        let used = self.left.div_ceil(per_entry).min(TABLE_ENTRIES);
+        let memory = self.memory.page(table)?;
         let mut bytes = [0; TABLE_BYTES as usize];
         let bytes = &mut bytes[..used as usize * 8];
         memory.read(0, bytes).map_err(|_| PageListError::BadAddress(table))?;
         for entry in bytes.as_chunks::<8>().0 {
             let address = u64::from_le_bytes(*entry);
             if depth > 1 {
-                self.walk(address, depth - 1, shift, left, runs)?;
+                self.table(address, depth - 1)?;
                 continue;
             }
-            let page = 1u64 << shift;
-            if !address.is_multiple_of(page) {
-                return Err(PageListError::Malformed);
-            }
-            runs.push(self.run(address, page)?);
-            *left -= 1;
+            self.page(address)?;
+            self.left -= 1;
         }
+        Ok(())
+    }
+
+    fn page(&mut self, address: u64) -> Result<(), PageListError> {
+        let page = 1u64 << self.shift;
+        if !address.is_multiple_of(page) {
+            return Err(PageListError::Malformed);
+        }
+        if let Some((range, mapping)) = &self.region
+            && range.contains(&address)
+            && page <= range.end - address
+        {
+            return push(self.runs, mapping, (address - range.start) as usize, page as usize);
+        }
+        let run = self.memory.run(address, page)?;
+        let start = address - run.offset as u64;
+        push(self.runs, &run.mapping, run.offset, run.len)?;
+        self.region = Some((start..start + run.mapping.len() as u64, run.mapping));
         Ok(())
     }
 }

@@ -49,6 +49,12 @@ pub enum Command {
     /// Formatting, lints, unit tests, the header check, module and provider builds, and whole-
     /// system tests in guests. Ends with a line `N passed, N failed`.
     Test(TestArguments),
+    /// Measure the device beside the limits of this machine
+    ///
+    /// Builds and runs the program `bench`, which drives the daemon through the native front end,
+    /// and takes its options after `--` (`cargo lab bench -- --help`). Prints a table, and writes it
+    /// as JSON to bench.json in cargo's target folder unless --json names another file.
+    Bench(BenchArguments),
 }
 
 /// Which guests to boot.
@@ -133,6 +139,14 @@ pub struct ShellArguments {
     /// How many guests; the shell is in the first one, the others idle
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub guests: u16,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// Options of the program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub options: Vec<String>,
 }
 
 /// Options of `test`.

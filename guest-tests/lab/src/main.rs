@@ -27,7 +27,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::cache::Cache;
-use crate::cli::{Cli, Command, RunArguments, ShellArguments};
+use crate::cli::{BenchArguments, Cli, Command, RunArguments, ShellArguments};
 use crate::fleet::{Job, Parts, Shape};
 
 fn main() -> ExitCode {
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             demo::run(&cache, &shape)
         }),
         Command::Test(arguments) => tests::run(arguments),
+        Command::Bench(arguments) => bench(arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -81,6 +82,17 @@ fn print_line(guest: usize, line: &str) {
     let mut output = std::io::stdout().lock();
     let _ = writeln!(output, "[guest{guest}] {line}");
     let _ = output.flush();
+}
+
+/// Builds and runs the measuring program, whose options are its own.
+fn bench(arguments: &BenchArguments) -> Result<bool> {
+    let mut command = programs::cargo();
+    command.args(["run", "--release", "--quiet", "-p", "benches", "--bin", "bench", "--"]);
+    if !arguments.options.iter().any(|option| option.starts_with("--json")) {
+        command.arg("--json").arg(programs::target_directory().join("bench.json"));
+    }
+    let status = command.args(&arguments.options).status().context("starting cargo")?;
+    Ok(status.success())
 }
 
 fn shell(arguments: &ShellArguments) -> Result<bool> {

@@ -43,6 +43,22 @@ unsafe fn copy_words(to: *mut u8, from: *const u8, words: usize) {
     }
 }
 
+/// `copy` of 64 bytes.
+///
+/// # Safety
+/// As for `copy`; `to` is aligned to 8 bytes.
+#[inline]
+unsafe fn copy_line(to: *mut u8, from: *const u8) {
+    let (to, from) = (to.cast::<u64>(), from.cast::<u64>());
+    // SAFETY: the caller's promise; the array is moved as aligned words or more.
+    unsafe {
+        let first = from.cast::<[u64; 7]>().read_unaligned();
+        let last = from.add(7).read_unaligned();
+        to.cast::<[u64; 7]>().write(first);
+        AtomicU64::from_ptr(to.add(7)).store(last, Ordering::Release);
+    }
+}
+
 /// Bytes of the tail of `len` bytes at `to`: those that are to become visible last. From the last
 /// 8-byte boundary of the destination on, so an aligned word is whole.
 #[inline]
@@ -61,7 +77,9 @@ pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     }
     if len <= SHORT && (to as usize | len) & 7 == 0 {
         // SAFETY: the caller's promise.
-        return unsafe { copy_words(to, from, len / 8) };
+        return unsafe {
+            if len == 64 { copy_line(to, from) } else { copy_words(to, from, len / 8) }
+        };
     }
     let tail = tail(to as usize, len);
     let head = len - tail;

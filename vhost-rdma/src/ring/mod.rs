@@ -85,11 +85,9 @@ impl WorkRing {
     #[inline]
     fn first_line(&self, n: u32) -> Option<[u64; LINE_WORDS]> {
         let (line, first) = self.new_slot(n)?;
-        let mut words = [first; LINE_WORDS];
-        for (to, from) in words.iter_mut().zip(line).skip(1) {
-            *to = u64::from_le(from.load(Ordering::Relaxed));
-        }
-        Some(words)
+        // Without a loop: this is the path of every post.
+        let word = |n: usize| u64::from_le(line[n].load(Ordering::Relaxed));
+        Some([first, word(1), word(2), word(3), word(4), word(5), word(6), word(7)])
     }
 
     /// Copies `range` of slot `n`. The ring was checked to lie in its memory.

@@ -24,6 +24,10 @@ pub fn tests() -> Vec<Test> {
         }),
         Test::new("unit_nextest", unit_nextest),
         Test::new("unit_doc", |bench| bench.cargo(&["test", "--workspace", "--doc"])),
+        Test::new("instructions_post_to_cqe", |bench| {
+            let program = ["run", "--release", "-q", "-p", "benches", "--bin", "instructions"];
+            bench.cargo(&program)
+        }),
         Test::new("abi_header_is_current", |bench| {
             let generator = ["run", "-q", "-p", "virtio-rdma-abi", "--bin", "gen-header", "--"];
             bench.cargo(&[&generator[..], &["--check", HEADER]].concat())

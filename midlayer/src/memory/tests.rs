@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Unit tests of `memory`: every layout, bounds, holes, long copies.
+
+use super::*;
+use std::sync::atomic::Ordering;
+
+struct Owned(Box<[AtomicU64]>);
+
+// SAFETY: the box lives as long as the value; atomics allow writes through a shared pointer.
+unsafe impl Mapping for Owned {
+    fn base(&self) -> *mut u8 {
+        let start = self.0.as_ptr().cast_mut().cast::<u8>();
+        start.wrapping_add(start.align_offset(4096))
+    }
+    fn len(&self) -> usize {
+        self.0.len() * 8 - 4096
+    }
+}
+
+fn mapping(bytes: usize) -> Arc<dyn Mapping> {
+    Arc::new(Owned((0..bytes / 8 + 512).map(|_| AtomicU64::new(0)).collect()))
+}
+
+fn run(mapping: &Arc<dyn Mapping>, offset: usize, len: usize) -> Run {
+    Run { mapping: mapping.clone(), offset, len }
+}
+
+fn all_layouts() -> Vec<UserMemory> {
+    let m = mapping(8 * 4096);
+    let page = |n: usize| run(&m, n * 4096, 4096);
+    let far = || [page(5), page(1), page(7), page(2)];
+    vec![
+        UserMemory::new(0x1000, 8200, 100, None, [page(1), page(2), page(3)]).unwrap(),
+        UserMemory::new(0x1000, 8200, 100, Some(12), far()).unwrap(),
+        UserMemory::new(0x1000, 8200, 100, None, far()).unwrap(),
+    ]
+}
+
+#[test]
+fn every_layout_reads_back_what_was_written_at_any_offset_and_length() {
+    for memory in all_layouts() {
+        for (at, len) in [(0, 1), (0, 8200), (3990, 20), (4095, 2), (8199, 1), (17, 4099)] {
+            let data: Vec<u8> = (0..len).map(|i| (i * 7 + at) as u8).collect();
+            memory.write(0x1000 + at as u64, &data).unwrap();
+            let mut back = vec![0; len];
+            memory.read(0x1000 + at as u64, &mut back).unwrap();
+            assert_eq!(back, data, "at {at}, {len} bytes");
+        }
+    }
+}
+
+#[test]
+fn copies_between_layouts_keep_every_byte() {
+    for to in all_layouts() {
+        for from in all_layouts() {
+            let data: Vec<u8> = (0..8000).map(|i| (i % 251) as u8).collect();
+            from.write(0x1003, &data).unwrap();
+            to.copy_from(0x1064, &from, 0x1003, 8000).unwrap();
+            let mut back = vec![0; 8000];
+            to.read(0x1064, &mut back).unwrap();
+            assert_eq!(back, data);
+        }
+    }
+}
+
+#[test]
+fn nothing_outside_the_range_is_reachable() {
+    for memory in all_layouts() {
+        let mut byte = [0];
+        for addr in [0, 0xfff, 0x1000 + 8200, u64::MAX] {
+            assert_eq!(memory.read(addr, &mut byte), Err(OutOfRange));
+        }
+        assert_eq!(memory.write(0x1000 + 8199, &[0, 0]), Err(OutOfRange));
+        assert_eq!(memory.host_address(0x1000 + 8200, 0), None);
+        assert_eq!(memory.write(0x1000 + 8200, &[]), Ok(()));
+        assert_eq!(memory.copy_from(0x1000 + 8200, &memory, 0x1000 + 8200, 0), Ok(()));
+        assert_eq!(memory.copy_from(0x1000, &memory, 0x1001, 8200), Err(OutOfRange));
+        assert_eq!(memory.copy_from(0x1000, &memory, 0x1000, u64::MAX), Err(OutOfRange));
+    }
+}
+
+#[test]
+fn holes_of_sparse_memory_belong_to_nothing() {
+    let m = mapping(4 * 4096);
+    let memory = UserMemory::sparse([
+        (0x1000, run(&m, 0, 4096)),
+        (0x2000, run(&m, 8192, 4096)),
+        (0x8000, run(&m, 4096, 4096)),
+    ])
+    .unwrap();
+    let data: Vec<u8> = (0..100).collect();
+    for addr in [0x1000, 0x1fc0, 0x8000 + 4096 - 100] {
+        memory.write(addr, &data).unwrap();
+        let mut back = vec![0; 100];
+        memory.read(addr, &mut back).unwrap();
+        assert_eq!(back, data);
+    }
+    for addr in [0xfff, 0x2fff, 0x3000, 0x7fff, 0x8fff, 0x9000] {
+        assert_eq!(memory.write(addr, &[0, 0]), Err(OutOfRange), "{addr:#x}");
+    }
+    assert!(UserMemory::sparse([(0, run(&m, 0, 4096)), (4095, run(&m, 0, 1))]).is_err());
+    assert!(UserMemory::sparse([]).is_err());
+}
+
+#[test]
+fn memory_shorter_than_what_it_is_to_hold_is_refused() {
+    let m = mapping(4096);
+    assert!(UserMemory::new(0, 4097, 0, None, [run(&m, 0, 4096)]).is_err());
+    assert!(UserMemory::new(0, 4096, 1, None, [run(&m, 0, 4096)]).is_err());
+    assert!(UserMemory::new(0, 1, 0, None, [run(&m, 4096, 1)]).is_err());
+    assert!(UserMemory::new(u64::MAX, 2, 0, None, [run(&m, 0, 4096)]).is_err());
+    assert!(UserMemory::new(0, 1, u64::MAX, None, [run(&m, 0, 4096)]).is_err());
+}
+
+#[test]
+fn a_span_is_checked_once_and_lies_together() {
+    for memory in all_layouts() {
+        assert!(memory.span(0x1000 + 3988, 8).is_some());
+        assert!(memory.span(0x1000 + 8199, 2).is_none());
+        assert!(memory.span(0xfff, 2).is_none());
+        let data: Vec<u8> = (0..200).collect();
+        let (Some(from), Some(to)) = (memory.span(0x1003, 200), memory.span(0x1208, 200)) else {
+            panic!("both lie in one page");
+        };
+        from.write(&data);
+        to.copy_from(&from);
+        let mut back = vec![0; 200];
+        memory.read(0x1208, &mut back).unwrap();
+        assert_eq!(back, data);
+    }
+    let [whole, parted, _] = <[_; 3]>::try_from(all_layouts()).ok().unwrap();
+    assert!(whole.span(0x1000, 8200).is_some() && parted.span(0x1000, 8200).is_none());
+}
+
+#[test]
+fn long_copies_between_layouts_keep_every_byte_and_no_other_is_touched() {
+    let m = mapping(40 * 4096);
+    let pages = |n: usize| (0..10).map(move |i| (n + i * 7) % 20);
+    let layout = |first: usize, n, offset| {
+        let runs = pages(n).map(|page| run(&m, (first + page) * 4096, 4096));
+        UserMemory::new(0x1000, 36_000, offset, Some(12), runs).unwrap()
+    };
+    for (to_offset, from_offset) in [(0, 0), (5, 8), (64, 3), (4091, 1)] {
+        let (to, from) = (layout(0, 3, to_offset), layout(20, 1, from_offset));
+        for len in [16 << 10, 20_001, 35_999, 36_000] {
+            let data: Vec<u8> = (0..36_000).map(|i| (i % 249) as u8 + 1).collect();
+            from.write(0x1000, &data).unwrap();
+            to.write(0x1000, &[0; 36_000]).unwrap();
+            to.copy_from(0x1000, &from, 0x1000, len as u64).unwrap();
+            let mut back = vec![0; 36_000];
+            to.read(0x1000, &mut back).unwrap();
+            assert_eq!(back[..len], data[..len]);
+            assert!(back[len..].iter().all(|b| *b == 0));
+        }
+    }
+}
+
+#[test]
+fn lines_are_aligned_and_inside() {
+    let m = mapping(4 * 4096);
+    let pages = || [run(&m, 8192, 4096), run(&m, 0, 4096)];
+    let memory = UserMemory::new(0, 8192, 0, Some(12), pages()).unwrap();
+    memory.line(4096).unwrap()[7].store(9, Ordering::Relaxed);
+    let mut bytes = [0; 64];
+    memory.read(4096, &mut bytes).unwrap();
+    assert_eq!(bytes[56], 9);
+    for at in [1, 32, 8160, 8192, u64::MAX - 63] {
+        assert!(memory.line(at).is_none(), "{at}");
+    }
+    assert!(UserMemory::new(0, 8192, 0, None, pages()).unwrap().line(0).is_none());
+    let shifted = UserMemory::new(0, 4096, 32, Some(12), pages()).unwrap();
+    assert!(shifted.line(0).is_none() && shifted.line(32).is_some());
+}
+
+#[test]
+fn atomics_want_alignment_and_bounds() {
+    let m = mapping(4096);
+    let memory = UserMemory::new(0x1000, 64, 0, None, [run(&m, 0, 4096)]).unwrap();
+    assert_eq!(memory.with_atomic(0x1008, |w| w.fetch_add(3, Ordering::Relaxed)), Some(0));
+    assert_eq!(memory.with_atomic(0x1008, |w| w.load(Ordering::Relaxed)), Some(3));
+    assert_eq!(memory.with_atomic(0x1004, |_| ()), None);
+    assert_eq!(memory.with_atomic(0x1040, |_| ()), None);
+}
