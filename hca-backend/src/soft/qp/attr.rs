@@ -48,6 +48,10 @@ impl Qp {
         }
         drop(requester);
         if to == QpState::Err {
+            if from != QpState::Err && self.created.srq {
+                // As when it goes there by itself.
+                self.context.dispatch(AsyncEvent::LastWqeReached(self.qpn));
+            }
             self.flush_all();
         }
         Ok(())
