@@ -222,6 +222,7 @@ fn attributes_that_are_missing_or_out_of_range_are_refused() -> TestResult {
         RcOptions { path_mtu: 6, ..good },
         RcOptions { min_rnr_timer: 32, ..good },
         RcOptions { max_rd_atomic: 255, ..good },
+        RcOptions { sgid_index: 5, ..good },
         RcOptions { sgid_index: u32::MAX, ..good },
     ] {
         refused(qp.to_rtr(&peer, &bad), Status::Invalid);

@@ -11,6 +11,7 @@ mod completions;
 mod connections;
 mod harness;
 mod init;
+mod kinds;
 mod lifecycle;
 mod scribble;
 mod stress;
