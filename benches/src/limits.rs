@@ -84,7 +84,7 @@ struct Rings {
 }
 
 fn phase(n: u64) -> u64 {
-    (n / SLOTS as u64 & 1) ^ 1
+    ((n / SLOTS as u64) & 1) ^ 1
 }
 
 impl Rings {
