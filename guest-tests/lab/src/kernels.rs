@@ -87,7 +87,15 @@ pub fn debian_kernel(cache: &Cache, release: Release) -> Result<Kernel> {
                 run_logged(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked), log)?;
             }
         }
-        fs::rename(unpacked.join(format!("boot/vmlinuz-{version}")), place.join("vmlinuz"))?;
+        // Newer packages have the image beside the modules.
+        let image = [
+            unpacked.join(format!("boot/vmlinuz-{version}")),
+            unpacked.join(format!("usr/lib/modules/{version}/vmlinuz")),
+        ]
+        .into_iter()
+        .find(|image| image.exists())
+        .with_context(|| format!("Debian's packages of kernel {version} have no vmlinuz"))?;
+        fs::rename(image, place.join("vmlinuz"))?;
         // Debian moved /lib to /usr/lib between the releases; guests have the new layout.
         let tree = place.join("tree");
         fs::create_dir_all(tree.join("usr/lib"))?;
@@ -112,12 +120,13 @@ impl Kernel {
     /// built into this kernel are left out.
     ///
     /// # Errors
-    /// When the kernel's own lists can't be read, or name neither module nor built-in.
+    /// When the kernel's list of modules can't be read, or a name is neither module nor built-in.
     pub fn modules_in_order(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
         let depends =
             fs::read_to_string(self.modules.join("modules.dep")).context("reading modules.dep")?;
-        let builtin = fs::read_to_string(self.modules.join("modules.builtin"))
-            .context("reading modules.builtin")?;
+        // Newer kernels have this list in a package that has nothing else for us. Without it, what
+        // is no module is taken for built in; if it isn't, the guest says what it misses.
+        let builtin = fs::read_to_string(self.modules.join("modules.builtin")).ok();
         let mut order: Vec<&str> = Vec::new();
         for name in wanted {
             let is_it = |path: &str| module_name(path) == *name;
@@ -126,7 +135,7 @@ impl Kernel {
                 .filter_map(|line| line.split_once(':'))
                 .find(|(file, _)| is_it(file))
             else {
-                if builtin.lines().any(is_it) {
+                if builtin.as_ref().is_none_or(|list| list.lines().any(is_it)) {
                     continue;
                 }
                 bail!("kernel {} has no module {name}", self.modules.display());
