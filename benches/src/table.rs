@@ -18,12 +18,14 @@ pub struct Measure<'r> {
     ops: u64,
     /// Operations of one window at the most.
     most: u64,
+    /// Operations before those that count, at the least.
+    warm: u64,
 }
 
 impl<'r> Measure<'r> {
     /// As many operations a window as fit into it.
     pub fn new(run: impl FnMut(u64) -> Result<Duration> + 'r) -> Self {
-        Self { run: Box::new(run), ops: 0, most: 1 << 16 }
+        Self { run: Box::new(run), ops: 0, most: 1 << 16, warm: 1 }
     }
 
     /// No more than `most` operations a window.
@@ -32,11 +34,18 @@ impl<'r> Measure<'r> {
         self
     }
 
+    /// At least so many operations before those that count.
+    pub fn after(mut self, warm: u64) -> Self {
+        self.warm = warm;
+        self
+    }
+
     /// One window: nanoseconds an operation.
     fn window(&mut self, stage: &Stage) -> Result<f64> {
         stage.window(|| {
             // The first ones wake the worker and warm the caches.
-            let warm = if self.ops == 0 { 32 } else { self.ops / 8 }.clamp(1, self.most);
+            let warm =
+                if self.ops == 0 { 32 } else { self.ops / 8 }.clamp(1, self.most).max(self.warm);
             let took = (self.run)(warm)?;
             if self.ops == 0 {
                 let fit = WINDOW.as_nanos() * u128::from(warm) / took.as_nanos().max(1);
@@ -111,6 +120,11 @@ pub fn measure(
     let mut all_pp = Vec::new();
     for round in 0..=rounds {
         show(round);
+        // For the regime, whatever the rows are held against.
+        let pp = ping_pong.window(stage)? / 2.0;
+        if round > 0 {
+            all_pp.push(pp);
+        }
         for (row, (taken, ratios)) in rows.iter_mut().zip(&mut values) {
             let name = &row.name;
             let yardstick = match &mut row.yardstick {
@@ -123,9 +137,6 @@ pub fn measure(
             // The first round finds out how many operations a window holds.
             if round == 0 {
                 continue;
-            }
-            if row.yardstick.is_none() {
-                all_pp.push(yardstick);
             }
             taken.push(value);
             ratios.push(value / yardstick);

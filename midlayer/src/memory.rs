@@ -230,33 +230,30 @@ impl UserMemory {
             unsafe { copy(to, source, len as usize) };
             return Ok(());
         }
-        self.copy_pieces(addr, from, from_addr, len)
+        self.copy_pieces(addr, from, from_addr, len);
+        Ok(())
     }
 
-    /// `copy_from` where host pages part the range, or it is long.
-    fn copy_pieces(
-        &self,
-        addr: u64,
-        from: &UserMemory,
-        from_addr: u64,
-        len: u64,
-    ) -> Result<(), OutOfRange> {
+    /// `copy_from` where host pages part the range, or it is long. Both ranges were checked.
+    fn copy_pieces(&self, addr: u64, from: &UserMemory, from_addr: u64, len: u64) {
         let (last, _) = self.locate(addr - self.start + len - 1);
         let tail = ((last as u64 & 7) + 1).min(len);
         let mut bulk = Bulk::new();
         self.pieces_of_both(addr, from, from_addr, len - tail, |to, from, len| {
             // SAFETY: `pieces_of_both` gives addresses inside live mappings, for as many bytes.
             unsafe { bulk.copy(to, from, len) };
-        })?;
+        });
         bulk.end();
         let head = len - tail;
         self.pieces_of_both(addr + head, from, from_addr + head, tail, |to, from, len| {
             // SAFETY: as above; the tail lies in one aligned word of the destination.
             unsafe { copy_tail(to, from, len) };
-        })
+        });
     }
 
-    /// Calls `f` with each piece of two ranges that is contiguous in both.
+    /// Calls `f` with each piece of two ranges that is contiguous in both. The caller has checked that
+    /// both ranges lie inside.
+    #[inline]
     fn pieces_of_both(
         &self,
         addr: u64,
@@ -264,18 +261,16 @@ impl UserMemory {
         from_addr: u64,
         len: u64,
         mut f: impl FnMut(*mut u8, *const u8, usize),
-    ) -> Result<(), OutOfRange> {
-        let mut source = from_addr;
-        self.pieces(addr, len, |to, piece| {
-            let mut done = 0;
-            // In range as a whole, so each piece is.
-            let _ = from.pieces(source, piece as u64, |from, len| {
-                // SAFETY: `done + len` is at most `piece`, which lies behind `to`.
-                f(unsafe { to.add(done) }, from, len);
-                done += len;
-            });
-            source += piece as u64;
-        })
+    ) {
+        let (to_at, from_at) = (addr - self.start, from_addr - from.start);
+        let mut done = 0;
+        while done < len {
+            let (to, to_contiguous) = self.locate(to_at + done);
+            let (from, contiguous) = from.locate(from_at + done);
+            let piece = to_contiguous.min(contiguous).min(len - done);
+            f(to, from, piece as usize);
+            done += piece;
+        }
     }
 
     /// The 64-bit word at `addr`, for atomic operations by the HCA. `None` if it is not aligned to 8
@@ -306,34 +301,41 @@ impl UserMemory {
     /// in memory with holes. Never sleeps.
     #[inline]
     pub fn line(&self, at: u64) -> Option<&[AtomicU64; 8]> {
-        const LINE: u64 = 64;
-        if at >= self.length || self.length - at < LINE {
+        let at = self.aligned_at(at, 64)?;
+        // SAFETY: 64 aligned bytes of a mapping that lives as long as `self`; atomics may be shared with
+        // whoever else writes there.
+        Some(unsafe { &*at.cast() })
+    }
+
+    /// The host address of some bytes that lie together in a page and are aligned to their number.
+    #[inline]
+    fn aligned(&self, addr: u64, bytes: u64) -> Option<*mut u8> {
+        if matches!(self.layout, Layout::Runs(_)) {
+            let at = self.host_address(addr, bytes)?;
+            return (at as usize).is_multiple_of(bytes as usize).then_some(at);
+        }
+        self.aligned_at(addr.checked_sub(self.start)?, bytes)
+    }
+
+    /// As `aligned`, `at` bytes from the start; `None` in memory with holes.
+    #[inline]
+    fn aligned_at(&self, at: u64, bytes: u64) -> Option<*mut u8> {
+        if at >= self.length || self.length - at < bytes {
             return None;
         }
-        let at = match &self.layout {
+        let host = match &self.layout {
             Layout::Contiguous(base) => base.wrapping_add(at as usize),
             Layout::Paged { shift, offset, pages } => {
                 let at = at + offset;
                 let within = at & ((1 << shift) - 1);
-                if within > (1 << shift) - LINE {
+                if within > (1 << shift) - bytes {
                     return None;
                 }
                 pages.get((at >> shift) as usize)?.wrapping_add(within as usize)
             }
             Layout::Runs(_) => return None,
         };
-        if !(at as usize).is_multiple_of(LINE as usize) {
-            return None;
-        }
-        // SAFETY: 64 aligned bytes of a mapping that lives as long as `self`; atomics may be shared with
-        // whoever else writes there.
-        Some(unsafe { &*at.cast() })
-    }
-
-    #[inline]
-    fn aligned(&self, addr: u64, bytes: u64) -> Option<*mut u8> {
-        let at = self.host_address(addr, bytes)?;
-        (at as usize).is_multiple_of(bytes as usize).then_some(at)
+        (host as usize).is_multiple_of(bytes as usize).then_some(host)
     }
 
     /// The host address of `len` bytes that are contiguous in the host, for rings. It is valid while

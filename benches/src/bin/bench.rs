@@ -161,7 +161,7 @@ fn rows<'r>(pair: &Pair, stage: &'r Stage, kicked: &Rc<RefCell<Kicked>>) -> Resu
     let mut many = latency(pair, 1024)?;
     row(
         "64 B WRITE, 1,024 MRs at random",
-        Measure::new(move |n| many.run(n)),
+        Measure::new(move |n| many.run(n)).at_most(1024).after(2048),
         None,
         Goal::AtMost("pp", 5.5),
     );

@@ -17,7 +17,7 @@ const PROBE: usize = 2048;
 
 /// A copy slower than this (bytes a microsecond) fetches its lines from memory or from another core:
 /// then stores past the caches save the fetch of the destination.
-const SLOW: u64 = 14_000;
+const SLOW: u64 = 18_000;
 
 /// `copy` of some aligned words.
 ///
