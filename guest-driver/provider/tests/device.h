@@ -8,6 +8,15 @@
 
 #include <semaphore.h>
 #include <stdlib.h>
+#include <unistd.h>
+
+#if defined(VRDMA_TEST_BREAK_GIVE_BACK)
+/* Holds a window open that one instruction would hardly ever hit. */
+static inline void test_hold_open(void)
+{
+	usleep(20);
+}
+#endif
 
 #include "ring.h"
 
