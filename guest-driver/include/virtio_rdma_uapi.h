@@ -32,6 +32,10 @@ struct virtio_rdma_uresp_alloc_ucontext {
 	__u32 max_recv_sge;
 	__u32 max_qp_wr;
 	__u32 max_cqe;
+	__u32 max_srq_wr; /* 0: no SRQs */
+	__u32 max_srq_sge;
+	/* VIRTIO_RDMA_CAP_*, as agreed between driver and device. */
+	__aligned_u64 capabilities;
 };
 
 struct virtio_rdma_uresp_alloc_pd {
@@ -56,6 +60,32 @@ struct virtio_rdma_uresp_create_cq {
 	__u32 reserved;
 };
 
+/* Resizing: the new buffer, laid out and zeroed like that of a new CQ. There is no answer. */
+struct virtio_rdma_ureq_resize_cq {
+	__aligned_u64 buf_addr;
+	__u32 buf_bytes;
+	__u32 entries;
+};
+
+/* SRQs, those for XRC too. */
+struct virtio_rdma_ureq_create_srq {
+	__aligned_u64 buf_addr; /* page aligned */
+	__u32 buf_bytes;
+	__u32 entries; /* power of two */
+	__u32 offset; /* of the ring in the buffer */
+	__u8 stride_shift;
+	__u8 reserved[3];
+};
+
+struct virtio_rdma_uresp_create_srq {
+	__u32 srqn;
+	__u32 slot; /* the SRQ's bit in the UAR */
+};
+
+/*
+ * With an SRQ rq_entries is 0. An XRC target QP has no rings at all, and an XRC initiator no
+ * receive queue; the buffer always has its first line.
+ */
 struct virtio_rdma_ureq_create_qp {
 	__aligned_u64 buf_addr; /* page aligned */
 	__u32 buf_bytes;

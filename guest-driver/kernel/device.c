@@ -11,16 +11,14 @@
 /* RoCE v2 only. MAD and CM need a GSI QP (QP1), and so a device that sends datagrams. */
 #define VRDMA_PORT_CAPS (RDMA_CORE_CAP_PROT_ROCE_UDP_ENCAP | RDMA_CORE_CAP_ETH_AH)
 
-static void vrdma_copy_device_attr(struct ib_device_attr *attr,
-				   const struct virtio_rdma_device_attr *wire);
+static void vrdma_copy_device_attr(struct ib_device_attr *attr, const struct vrdma_hca *hca);
 
 static int vrdma_query_device(struct ib_device *ibdev, struct ib_device_attr *attr,
 			      struct ib_udata *udata)
 {
 	if (udata && (udata->inlen || udata->outlen))
 		return -EINVAL;
-	vrdma_copy_device_attr(attr, &to_vhca(ibdev)->attr);
-	attr->max_ah = to_vhca(ibdev)->num_ahs;
+	vrdma_copy_device_attr(attr, to_vhca(ibdev));
 	return 0;
 }
 
@@ -97,9 +95,10 @@ static void vrdma_get_fw_str(struct ib_device *ibdev, char *str)
 		 (u32)(version >> 16) & 0xffff, (u32)version & 0xffff);
 }
 
-static void vrdma_copy_device_attr(struct ib_device_attr *attr,
-				   const struct virtio_rdma_device_attr *wire)
+static void vrdma_copy_device_attr(struct ib_device_attr *attr, const struct vrdma_hca *hca)
 {
+	const struct virtio_rdma_device_attr *wire = &hca->attr;
+
 	memset(attr, 0, sizeof(*attr));
 	attr->fw_ver = le64_to_cpu(wire->fw_ver);
 	memcpy(&attr->sys_image_guid, wire->sys_image_guid, sizeof(attr->sys_image_guid));
@@ -125,7 +124,13 @@ static void vrdma_copy_device_attr(struct ib_device_attr *attr,
 	attr->atomic_cap = min_t(u32, le32_to_cpu(wire->atomic_cap), IB_ATOMIC_GLOB);
 	attr->max_pkeys = le16_to_cpu(wire->max_pkeys);
 	attr->local_ca_ack_delay = wire->local_ca_ack_delay;
-	/* What the driver has no verbs for is reported as none: SRQ, MW, multicast. */
+	attr->max_ah = hca->num_ahs;
+	if (hca->capabilities & VIRTIO_RDMA_CAP_SRQ) {
+		attr->max_srq = le32_to_cpu(wire->max_srq);
+		attr->max_srq_wr = le32_to_cpu(wire->max_srq_wr);
+		attr->max_srq_sge = le32_to_cpu(wire->max_srq_sge);
+	}
+	/* What the driver has no verbs for is reported as none: MW, multicast. */
 }
 
 const struct ib_device_ops vrdma_device_ops = {
@@ -140,6 +145,7 @@ const struct ib_device_ops vrdma_device_ops = {
 	.create_ah = vrdma_create_ah,
 	.create_cq = vrdma_create_cq,
 	.create_qp = vrdma_create_qp,
+	.create_srq = vrdma_create_srq,
 	.create_user_ah = vrdma_create_ah,
 	.dealloc_pd = vrdma_dealloc_pd,
 	.dealloc_ucontext = vrdma_dealloc_ucontext,
@@ -148,6 +154,7 @@ const struct ib_device_ops vrdma_device_ops = {
 	.destroy_ah = vrdma_destroy_ah,
 	.destroy_cq = vrdma_destroy_cq,
 	.destroy_qp = vrdma_destroy_qp,
+	.destroy_srq = vrdma_destroy_srq,
 	.disassociate_ucontext = vrdma_disassociate_ucontext,
 	.get_dev_fw_str = vrdma_get_fw_str,
 	.get_dma_mr = vrdma_get_dma_mr,
@@ -157,14 +164,17 @@ const struct ib_device_ops vrdma_device_ops = {
 	.mmap = vrdma_mmap,
 	.mmap_free = vrdma_mmap_free,
 	.modify_qp = vrdma_modify_qp,
+	.modify_srq = vrdma_modify_srq,
 	.poll_cq = vrdma_poll_cq,
 	.post_recv = vrdma_post_recv,
 	.post_send = vrdma_post_send,
+	.post_srq_recv = vrdma_post_srq_recv,
 	.query_ah = vrdma_query_ah,
 	.query_device = vrdma_query_device,
 	.query_pkey = vrdma_query_pkey,
 	.query_port = vrdma_query_port,
 	.query_qp = vrdma_query_qp,
+	.query_srq = vrdma_query_srq,
 	.reg_user_mr = vrdma_reg_user_mr,
 	.req_notify_cq = vrdma_req_notify_cq,
 
@@ -172,5 +182,6 @@ const struct ib_device_ops vrdma_device_ops = {
 	INIT_RDMA_OBJ_SIZE(ib_cq, vrdma_cq, ibcq),
 	INIT_RDMA_OBJ_SIZE(ib_pd, vrdma_pd, ibpd),
 	INIT_RDMA_OBJ_SIZE(ib_qp, vrdma_qp, ibqp),
+	INIT_RDMA_OBJ_SIZE(ib_srq, vrdma_srq, ibsrq),
 	INIT_RDMA_OBJ_SIZE(ib_ucontext, vrdma_ucontext, ibuc),
 };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What the device tells on its own: completion events (a vector's compq) and asynchronous events
- * (eventq). A CQ or QP that is named is held while its handler runs; destroying it waits for that
- * (refs and unused in vrdma_cq and vrdma_qp).
+ * (eventq). A CQ, QP or SRQ that is named is held while its handler runs; destroying it waits for that
+ * (refs and unused in their structures).
  */
 #include "vrdma.h"
 
@@ -12,6 +12,7 @@
 static bool vrdma_compq_serve(struct vrdma_vector *vec);
 static void vrdma_handle_event(struct vrdma_vdev *vd, const struct virtio_rdma_async_event *event);
 static void vrdma_qp_event(struct vrdma_vdev *vd, u32 qpn, enum ib_event_type type);
+static void vrdma_srq_event(struct vrdma_vdev *vd, u32 srqn, enum ib_event_type type);
 static void vrdma_cq_event(struct vrdma_vdev *vd, u32 cqn, enum ib_event_type type);
 static struct vrdma_cq *vrdma_cq_get(struct vrdma_vdev *vd, u32 cqn);
 static void vrdma_cq_put(struct vrdma_cq *cq);
@@ -188,6 +189,10 @@ static void vrdma_handle_event(struct vrdma_vdev *vd, const struct virtio_rdma_a
 		return vrdma_qp_event(vd, number, IB_EVENT_COMM_EST);
 	case VIRTIO_RDMA_EVENT_SQ_DRAINED:
 		return vrdma_qp_event(vd, number, IB_EVENT_SQ_DRAINED);
+	case VIRTIO_RDMA_EVENT_SRQ_ERR:
+		return vrdma_srq_event(vd, number, IB_EVENT_SRQ_ERR);
+	case VIRTIO_RDMA_EVENT_SRQ_LIMIT_REACHED:
+		return vrdma_srq_event(vd, number, IB_EVENT_SRQ_LIMIT_REACHED);
 	case VIRTIO_RDMA_EVENT_QP_LAST_WQE_REACHED:
 		return vrdma_qp_event(vd, number, IB_EVENT_QP_LAST_WQE_REACHED);
 	case VIRTIO_RDMA_EVENT_DEVICE_FATAL:
@@ -228,6 +233,27 @@ static void vrdma_qp_event(struct vrdma_vdev *vd, u32 qpn, enum ib_event_type ty
 		qp->ibqp.event_handler(&event, qp->ibqp.qp_context);
 	if (refcount_dec_and_test(&qp->refs))
 		complete(&qp->unused);
+}
+
+static void vrdma_srq_event(struct vrdma_vdev *vd, u32 srqn, enum ib_event_type type)
+{
+	struct ib_event event = { .event = type };
+	struct vrdma_srq *srq;
+
+	xa_lock_irq(&vd->srqs);
+	srq = xa_load(&vd->srqs, srqn);
+	if (srq && !refcount_inc_not_zero(&srq->refs))
+		srq = NULL;
+	xa_unlock_irq(&vd->srqs);
+	if (!srq)
+		return;
+
+	event.device = srq->ibsrq.device;
+	event.element.srq = &srq->ibsrq;
+	if (srq->ibsrq.event_handler)
+		srq->ibsrq.event_handler(&event, srq->ibsrq.srq_context);
+	if (refcount_dec_and_test(&srq->refs))
+		complete(&srq->unused);
 }
 
 static void vrdma_cq_event(struct vrdma_vdev *vd, u32 cqn, enum ib_event_type type)

@@ -154,7 +154,8 @@ static int vrdma_init_hca(struct vrdma_hca *hca)
 		.abi_minor = cpu_to_le16(VIRTIO_RDMA_ABI_MINOR),
 		.num_comp_vectors = cpu_to_le32(vd->num_vectors),
 		.status_page = cpu_to_le64(vd->status_dma),
-		.capabilities = cpu_to_le64(VIRTIO_RDMA_CAP_UC | VIRTIO_RDMA_CAP_UD),
+		.capabilities = cpu_to_le64(VIRTIO_RDMA_CAP_UC | VIRTIO_RDMA_CAP_UD |
+					    VIRTIO_RDMA_CAP_SRQ),
 	};
 	struct virtio_rdma_init_answer answer;
 	int err;
@@ -199,6 +200,11 @@ static int vrdma_check_attr(struct vrdma_hca *hca)
 		what = "max_inline";
 	else if (!le32_to_cpu(attr->max_qp_wr) || le32_to_cpu(attr->max_qp_wr) > BIT(20))
 		what = "max_qp_wr";
+	else if (le32_to_cpu(attr->max_srq_wr) > BIT(20))
+		what = "max_srq_wr";
+	else if (le32_to_cpu(attr->max_srq_sge) >
+		 (stride - VIRTIO_RDMA_WQE_RECV_DATA) / sizeof(struct virtio_rdma_sge))
+		what = "max_srq_sge";
 	else if (!le32_to_cpu(attr->max_cqe) || le32_to_cpu(attr->max_cqe) > BIT(24))
 		what = "max_cqe";
 	else if (!le32_to_cpu(hca->port.gid_tbl_len) ||

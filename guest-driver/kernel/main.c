@@ -63,6 +63,7 @@ static int vrdma_probe(struct virtio_device *vdev)
 	spin_lock_init(&vd->hca_lock);
 	xa_init_flags(&vd->cqs, XA_FLAGS_LOCK_IRQ);
 	xa_init_flags(&vd->qps, XA_FLAGS_LOCK_IRQ);
+	xa_init_flags(&vd->srqs, XA_FLAGS_LOCK_IRQ);
 
 	err = vrdma_check_addresses(vd);
 	if (err)
@@ -130,6 +131,7 @@ static void vrdma_remove(struct virtio_device *vdev)
 	destroy_workqueue(vd->wq);
 	WARN_ON(!xa_empty(&vd->cqs));
 	WARN_ON(!xa_empty(&vd->qps));
+	WARN_ON(!xa_empty(&vd->srqs));
 	vrdma_status_page_free(vd);
 	kfree(vd->vectors);
 	kfree(vd);

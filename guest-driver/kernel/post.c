@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Posting work to QPs of the kernel. Never sleeps. The provider in user space does the same for
- * QPs of processes.
+ * Posting work to QPs and SRQs of the kernel. Never sleeps. The provider in user space does the same for
+ * those of processes.
  */
 #include <linux/bitops.h>
 
 #include "vrdma.h"
 
 static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr);
-static int vrdma_write_recv_wqe(struct vrdma_qp *qp, const struct ib_recv_wr *wr);
+static int vrdma_post_recvs(struct vrdma_ring *ring, const struct ib_recv_wr *wr,
+			    const struct ib_recv_wr **bad_wr);
+static int vrdma_write_recv_wqe(struct vrdma_ring *ring, const struct ib_recv_wr *wr);
 static int vrdma_write_inline(struct vrdma_qp *qp, u8 *wqe, const struct ib_send_wr *wr);
 static void vrdma_write_sges(u8 *to, const struct ib_sge *sges, int num);
 static u8 *vrdma_next_slot(struct vrdma_ring *ring, u8 *phase);
 static void vrdma_publish(u8 *slot, __le64 first);
-static void vrdma_ring_doorbell(struct vrdma_qp *qp, const __le32 *mode_word);
+static void vrdma_ring_doorbell(struct vrdma_hca *hca, struct vrdma_uar *uar, u32 slot,
+				const __le32 *mode_word);
 
 /* The state of a ring whose QP is in RESET. */
 void vrdma_ring_reset(struct vrdma_ring *ring)
@@ -51,7 +54,8 @@ int vrdma_post_send(struct ib_qp *ibqp, const struct ib_send_wr *wr,
 		qp->sq.posted++;
 	}
 	if (qp->sq.posted != before)
-		vrdma_ring_doorbell(qp, &qp->line->sq_mode);
+		vrdma_ring_doorbell(to_vhca(ibqp->device), qp->uar, qp->slot,
+				    &qp->line->sq_mode);
 	spin_unlock_irqrestore(&qp->sq.lock, flags);
 	return err;
 }
@@ -62,26 +66,62 @@ int vrdma_post_recv(struct ib_qp *ibqp, const struct ib_recv_wr *wr,
 	struct vrdma_qp *qp = to_vqp(ibqp);
 	unsigned long flags;
 	u32 before;
-	int err = 0;
+	int err;
 
-	if (qp->umem || READ_ONCE(qp->state) == IB_QPS_RESET) {
+	if (qp->umem || ibqp->srq || READ_ONCE(qp->state) == IB_QPS_RESET) {
 		*bad_wr = wr;
 		return -EINVAL;
 	}
 	spin_lock_irqsave(&qp->rq.lock, flags);
 	before = qp->rq.posted;
-	for (; wr; wr = wr->next) {
-		err = vrdma_write_recv_wqe(qp, wr);
-		if (err) {
-			*bad_wr = wr;
-			break;
-		}
-		qp->rq.posted++;
-	}
+	err = vrdma_post_recvs(&qp->rq, wr, bad_wr);
 	if (qp->rq.posted != before)
-		vrdma_ring_doorbell(qp, &qp->line->rq_mode);
+		vrdma_ring_doorbell(to_vhca(ibqp->device), qp->uar, qp->slot,
+				    &qp->line->rq_mode);
 	spin_unlock_irqrestore(&qp->rq.lock, flags);
 	return err;
+}
+
+int vrdma_post_srq_recv(struct ib_srq *ibsrq, const struct ib_recv_wr *wr,
+			const struct ib_recv_wr **bad_wr)
+{
+	struct vrdma_srq *srq = to_vsrq(ibsrq);
+	unsigned long flags;
+	u32 before;
+	int err;
+
+	if (srq->umem) {
+		*bad_wr = wr;
+		return -EINVAL;
+	}
+	spin_lock_irqsave(&srq->ring.lock, flags);
+	before = srq->ring.posted;
+	/* The device has copied what it counts here. */
+	srq->ring.freed = le32_to_cpu((__force __le32)
+			smp_load_acquire((__force u32 *)&srq->line->consumer));
+	err = vrdma_post_recvs(&srq->ring, wr, bad_wr);
+	if (srq->ring.posted != before)
+		vrdma_ring_doorbell(to_vhca(ibsrq->device), srq->uar, srq->slot,
+				    &srq->line->mode);
+	spin_unlock_irqrestore(&srq->ring.lock, flags);
+	return err;
+}
+
+/* With the queue's lock held. */
+static int vrdma_post_recvs(struct vrdma_ring *ring, const struct ib_recv_wr *wr,
+			    const struct ib_recv_wr **bad_wr)
+{
+	int err;
+
+	for (; wr; wr = wr->next) {
+		err = vrdma_write_recv_wqe(ring, wr);
+		if (err) {
+			*bad_wr = wr;
+			return err;
+		}
+		ring->posted++;
+	}
+	return 0;
 }
 
 /* With the queue's lock held. */
@@ -158,15 +198,15 @@ static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr
 }
 
 /* With the queue's lock held. */
-static int vrdma_write_recv_wqe(struct vrdma_qp *qp, const struct ib_recv_wr *wr)
+static int vrdma_write_recv_wqe(struct vrdma_ring *ring, const struct ib_recv_wr *wr)
 {
 	struct virtio_rdma_recv_wqe wqe = {};
 	u8 *slot, phase;
 
-	slot = vrdma_next_slot(&qp->rq, &phase);
+	slot = vrdma_next_slot(ring, &phase);
 	if (!slot)
 		return -ENOMEM;
-	if (wr->num_sge < 0 || wr->num_sge > qp->rq.max_sge)
+	if (wr->num_sge < 0 || wr->num_sge > ring->max_sge)
 		return -EINVAL;
 
 	wqe.num_sge = wr->num_sge;
@@ -230,11 +270,11 @@ static void vrdma_publish(u8 *slot, __le64 first)
  * the one before by a full fence, since the device does the same in the other order: it cannot
  * both fall asleep and miss the work.
  */
-static void vrdma_ring_doorbell(struct vrdma_qp *qp, const __le32 *mode_word)
+static void vrdma_ring_doorbell(struct vrdma_hca *hca, struct vrdma_uar *uar, u32 slot,
+				const __le32 *mode_word)
 {
-	struct vrdma_hca *hca = to_vhca(qp->ibqp.device);
 	struct vrdma_vdev *vd = hca->vd;
-	void *uar = page_address(qp->uar->pages);
+	void *at = page_address(uar->pages);
 	u32 mode, vector;
 
 	smp_mb(); /* after the phase; pairs with the device's after it arms the queue */
@@ -242,9 +282,9 @@ static void vrdma_ring_doorbell(struct vrdma_qp *qp, const __le32 *mode_word)
 	if (mode & VIRTIO_RDMA_MODE_POLLED)
 		return;
 
-	set_bit_le(qp->slot, uar + VIRTIO_RDMA_UAR_BITMAP_OFFSET);
+	set_bit_le(slot, at + VIRTIO_RDMA_UAR_BITMAP_OFFSET);
 	smp_mb__after_atomic(); /* before the summary that announces it */
-	set_bit_le(qp->slot / 64 % 64, uar + offsetof(struct virtio_rdma_uar_header, summary));
+	set_bit_le(slot / 64 % 64, at + offsetof(struct virtio_rdma_uar_header, summary));
 	smp_mb__after_atomic(); /* pairs with the device's after it says that it sleeps */
 	vector = mode >> VIRTIO_RDMA_MODE_VECTOR_SHIFT;
 	if (vector < vd->num_vectors && READ_ONCE(vd->status[vector].sleeping))

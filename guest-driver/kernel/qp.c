@@ -17,16 +17,14 @@
 	 IB_QP_MAX_DEST_RD_ATOMIC | IB_QP_DEST_QPN)
 
 static int vrdma_check_init_attr(struct vrdma_hca *hca, const struct ib_qp_init_attr *attr);
-static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct ib_qp_cap *cap,
+static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp,
+			    struct ib_qp_init_attr *attr,
 			    struct virtio_rdma_create_qp_request *request,
 			    struct vrdma_page_list *list, struct ib_udata *udata);
 static int vrdma_kernel_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct ib_qp_cap *cap,
 			      struct virtio_rdma_create_qp_request *request,
 			      struct vrdma_page_list *list);
-static bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
-			     u64 *buf_bytes);
 static u32 vrdma_send_stride(u32 max_sge, u32 max_inline);
-static u32 vrdma_recv_stride(u32 max_sge);
 static u8 vrdma_qp_type(enum ib_qp_type type);
 static void vrdma_qp_free_memory(struct vrdma_vdev *vd, struct vrdma_qp *qp);
 static void vrdma_qp_clean_cqs(struct vrdma_qp *qp);
@@ -47,6 +45,10 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	err = vrdma_check_init_attr(hca, attr);
 	if (err)
 		return err;
+	if (attr->srq) {
+		attr->cap.max_recv_wr = 0;
+		attr->cap.max_recv_sge = 0;
+	}
 	mutex_init(&qp->lock);
 	spin_lock_init(&qp->sq.lock);
 	spin_lock_init(&qp->rq.lock);
@@ -64,7 +66,7 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	qp->slot = slot;
 
 	if (udata)
-		err = vrdma_user_rings(hca, qp, &attr->cap, &request, &list, udata);
+		err = vrdma_user_rings(hca, qp, attr, &request, &list, udata);
 	else
 		err = vrdma_kernel_rings(hca, qp, &attr->cap, &request, &list);
 	if (err)
@@ -73,7 +75,7 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	request.pdn = cpu_to_le32(to_vpd(ibqp->pd)->pdn);
 	request.send_cqn = cpu_to_le32(to_vcq(attr->send_cq)->cqn);
 	request.recv_cqn = cpu_to_le32(to_vcq(attr->recv_cq)->cqn);
-	request.srqn = cpu_to_le32(VIRTIO_RDMA_NO_SRQ);
+	request.srqn = cpu_to_le32(attr->srq ? to_vsrq(attr->srq)->srqn : VIRTIO_RDMA_NO_SRQ);
 	request.uarn = cpu_to_le32(qp->uar->uarn);
 	request.slot = cpu_to_le32(qp->slot);
 	request.qp_type = vrdma_qp_type(attr->qp_type);
@@ -199,6 +201,7 @@ int vrdma_query_qp(struct ib_qp *ibqp, struct ib_qp_attr *attr, int mask,
 	init_attr->qp_context = ibqp->qp_context;
 	init_attr->send_cq = ibqp->send_cq;
 	init_attr->recv_cq = ibqp->recv_cq;
+	init_attr->srq = ibqp->srq;
 	init_attr->cap = qp->cap;
 	init_attr->sq_sig_type = qp->sig_type;
 	init_attr->qp_type = ibqp->qp_type;
@@ -247,7 +250,7 @@ static int vrdma_check_init_attr(struct vrdma_hca *hca, const struct ib_qp_init_
 	default:
 		return -EOPNOTSUPP;
 	}
-	if (attr->create_flags || attr->srq || attr->rwq_ind_tbl)
+	if (attr->create_flags || attr->rwq_ind_tbl)
 		return -EOPNOTSUPP;
 	if (!attr->send_cq || !attr->recv_cq ||
 	    cap->max_send_wr > le32_to_cpu(hca->attr.max_qp_wr) ||
@@ -260,11 +263,13 @@ static int vrdma_check_init_attr(struct vrdma_hca *hca, const struct ib_qp_init_
 }
 
 /* On success the list is the caller's to free, and cap says what the rings can hold. */
-static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct ib_qp_cap *cap,
+static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp,
+			    struct ib_qp_init_attr *attr,
 			    struct virtio_rdma_create_qp_request *request,
 			    struct vrdma_page_list *list, struct ib_udata *udata)
 {
 	struct virtio_rdma_ureq_create_qp ureq = {};
+	struct ib_qp_cap *cap = &attr->cap;
 	const u32 max_qp_wr = le32_to_cpu(hca->attr.max_qp_wr);
 	u64 bytes = VIRTIO_RDMA_QP_RINGS_OFFSET;
 	int err;
@@ -276,6 +281,7 @@ static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct i
 		return err;
 	if (ureq.sq_entries < cap->max_send_wr || ureq.sq_entries > max_qp_wr ||
 	    ureq.rq_entries < cap->max_recv_wr || ureq.rq_entries > max_qp_wr ||
+	    (attr->srq && ureq.rq_entries) ||
 	    ureq.max_inline < cap->max_inline_data ||
 	    ureq.max_inline > le32_to_cpu(hca->attr.max_inline) ||
 	    !vrdma_check_ring(ureq.sq_entries, ureq.sq_stride_shift, ureq.sq_offset,
@@ -362,8 +368,8 @@ static int vrdma_kernel_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct
  * The ring lies behind the first line of the buffer, and its slots are large enough. Enlarges
  * *buf_bytes to the end of the ring.
  */
-static bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
-			     u64 *buf_bytes)
+bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
+		      u64 *buf_bytes)
 {
 	if (!entries)
 		return true;
@@ -384,7 +390,7 @@ static u32 vrdma_send_stride(u32 max_sge, u32 max_inline)
 	return max(roundup_pow_of_two(bytes), 1UL << VIRTIO_RDMA_WQE_STRIDE_SHIFT_MIN);
 }
 
-static u32 vrdma_recv_stride(u32 max_sge)
+u32 vrdma_recv_stride(u32 max_sge)
 {
 	u32 bytes = VIRTIO_RDMA_WQE_RECV_DATA + max_sge * sizeof(struct virtio_rdma_sge);
 

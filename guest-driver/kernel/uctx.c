@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * User contexts: the user access region (UAR) in which a process's QPs show pending work, what a
+ * User contexts: the user access region (UAR) in which a process's QPs and SRQs show pending work, what a
  * process maps (UAR, status page, doorbell pages), and the method that rings a doorbell where it
  * can't be mapped. Processes are hostile to each other: a UAR belongs to one of them, the status
  * page is read-only, and a doorbell page holds the notify address of one queue and nothing else.
@@ -94,6 +94,11 @@ int vrdma_alloc_ucontext(struct ib_ucontext *ibuc, struct ib_udata *udata)
 	resp.max_recv_sge = le32_to_cpu(hca->attr.max_recv_sge);
 	resp.max_qp_wr = le32_to_cpu(hca->attr.max_qp_wr);
 	resp.max_cqe = le32_to_cpu(hca->attr.max_cqe);
+	if (hca->capabilities & VIRTIO_RDMA_CAP_SRQ) {
+		resp.max_srq_wr = le32_to_cpu(hca->attr.max_srq_wr);
+		resp.max_srq_sge = le32_to_cpu(hca->attr.max_srq_sge);
+	}
+	resp.capabilities = hca->capabilities;
 	err = ib_copy_to_udata(udata, &resp, min(sizeof(resp), udata->outlen));
 	if (err)
 		goto err_entries;

@@ -83,6 +83,7 @@ struct vrdma_vdev {
 
 	struct xarray cqs; /* by CQN; its lock is taken in interrupts */
 	struct xarray qps; /* by QPN; likewise */
+	struct xarray srqs; /* by SRQN; likewise */
 };
 
 /* A user access region: where pending work is shown (uctx.c). Kernel QPs share one. */
@@ -179,7 +180,7 @@ struct vrdma_cq {
 	struct completion unused;
 };
 
-/* A send or receive queue in kernel memory. */
+/* A send, receive or shared receive queue in kernel memory. */
 struct vrdma_ring {
 	spinlock_t lock;
 	u8 *slots;
@@ -188,6 +189,25 @@ struct vrdma_ring {
 	u32 max_sge;
 	u32 posted; /* free-running */
 	u32 freed; /* free-running; written under the CQ's lock */
+};
+
+struct vrdma_srq {
+	struct ib_srq ibsrq;
+	u32 srqn;
+	u32 slot;
+	struct vrdma_uar *uar;
+	u32 entries; /* a power of two */
+	u32 max_sge;
+	struct ib_umem *umem; /* user SRQs */
+	struct vrdma_buf buf; /* kernel SRQs */
+
+	/* Kernel SRQs only. What is free says the device, in `line`. */
+	struct virtio_rdma_srq_device_line *line;
+	struct vrdma_ring ring;
+
+	/* Event handlers at work, and one for the SRQ's existence. */
+	refcount_t refs;
+	struct completion unused;
 };
 
 struct vrdma_qp {
@@ -301,7 +321,17 @@ int vrdma_poll_cq(struct ib_cq *ibcq, int num, struct ib_wc *wc);
 int vrdma_req_notify_cq(struct ib_cq *ibcq, enum ib_cq_notify_flags flags);
 void vrdma_cq_clean(struct vrdma_cq *cq, u32 qpn);
 
+/* srq.c */
+int vrdma_create_srq(struct ib_srq *ibsrq, struct ib_srq_init_attr *attr, struct ib_udata *udata);
+int vrdma_modify_srq(struct ib_srq *ibsrq, struct ib_srq_attr *attr, enum ib_srq_attr_mask mask,
+		     struct ib_udata *udata);
+int vrdma_query_srq(struct ib_srq *ibsrq, struct ib_srq_attr *attr);
+int vrdma_destroy_srq(struct ib_srq *ibsrq, struct ib_udata *udata);
+
 /* qp.c */
+bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least_stride,
+		      u64 *buf_bytes);
+u32 vrdma_recv_stride(u32 max_sge);
 int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_udata *udata);
 int vrdma_modify_qp(struct ib_qp *ibqp, struct ib_qp_attr *attr, int mask,
 		    struct ib_udata *udata);
@@ -315,6 +345,8 @@ int vrdma_post_send(struct ib_qp *ibqp, const struct ib_send_wr *wr,
 		    const struct ib_send_wr **bad_wr);
 int vrdma_post_recv(struct ib_qp *ibqp, const struct ib_recv_wr *wr,
 		    const struct ib_recv_wr **bad_wr);
+int vrdma_post_srq_recv(struct ib_srq *ibsrq, const struct ib_recv_wr *wr,
+			const struct ib_recv_wr **bad_wr);
 
 /* event.c */
 int vrdma_events_start(struct vrdma_vdev *vd);
@@ -358,6 +390,11 @@ static inline struct vrdma_mr *to_vmr(struct ib_mr *ibmr)
 static inline struct vrdma_cq *to_vcq(struct ib_cq *ibcq)
 {
 	return container_of(ibcq, struct vrdma_cq, ibcq);
+}
+
+static inline struct vrdma_srq *to_vsrq(struct ib_srq *ibsrq)
+{
+	return container_of(ibsrq, struct vrdma_srq, ibsrq);
 }
 
 static inline struct vrdma_qp *to_vqp(struct ib_qp *ibqp)
