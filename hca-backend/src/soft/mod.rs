@@ -146,7 +146,8 @@ impl HcaDriver for SoftHca {
             fw_ver: firmware_version(),
             max_mr_size: limits.max_mr_size,
             page_size_cap: !0xfff,
-            vendor_id: 0,
+            // An OUI (IBA 11.2.1.2). We have none; this is what other software HCAs say.
+            vendor_id: 0xff_ffff,
             vendor_part_id: 0,
             hw_ver: 0,
             max_qp: limits.max_qp,

@@ -74,7 +74,7 @@ fn script(name: String, shape: Shape, file: &'static str, arguments: &[&str]) ->
 
 impl Bench {
     /// Runs a job in guests, their output in the test's log.
-    fn in_guests(&self, shape: &Shape, job: &Job, limit: Duration) -> Result<Outcome> {
+    pub(super) fn in_guests(&self, shape: &Shape, job: &Job, limit: Duration) -> Result<Outcome> {
         let parts = Parts::prepare(&self.cache, shape)?;
         let mut log = File::options().append(true).open(&self.log)?;
         parts.run(job, limit, &mut |guest, line| {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo lab test`: the list of named tests, and how they are run. What they do is in the
-//! modules below: `checkout` needs no guests, `guests` boots them.
+//! modules below: `checkout` needs no guests, `guests` and `suites` boot them.
 
 mod checkout;
 mod guests;
+mod suites;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,7 @@ pub struct Bench {
 fn all() -> Vec<Test> {
     let mut tests = checkout::tests();
     tests.extend(guests::tests());
+    tests.extend(suites::tests());
     tests
 }
 
