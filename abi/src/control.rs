@@ -149,6 +149,26 @@ abi_structs! {
         pub local_ca_ack_delay: u8,
         /// Zero.
         pub reserved: [u8; 5],
+        /// kHz of the clock of CQEs' `timestamp`.
+        pub hca_core_clock: Le64,
+        /// XRC domains.
+        pub max_xrcd: Le32,
+        /// Multicast attachments, of all groups together.
+        pub max_total_mcast_qp_attach: Le32,
+        /// Largest `ModifyCqRequest::count`.
+        pub max_cq_count: Le16,
+        /// Largest `ModifyCqRequest::period`.
+        pub max_cq_period: Le16,
+        /// Zero.
+        pub reserved1: Le32,
+    }
+
+    /// Answer to QUERY_CLOCK: both clocks, read together.
+    pub struct ClockAnswer {
+        /// The device's clock, in units of `hca_core_clock`.
+        pub timestamp: Le64,
+        /// Nanoseconds since the beginning of 1970 (UTC) by the host's clock.
+        pub wall_clock: Le64,
     }
 
     /// Answer to QUERY_PORT (IBA 11.2.1.3).
@@ -211,6 +231,26 @@ abi_structs! {
         pub error_completions: Le64,
         /// Malformed commands, rings and WQEs.
         pub guest_errors: Le64,
+        /// Requests that came a second time.
+        pub duplicate_request: Le64,
+        /// Requests that came too early: one before was lost.
+        pub out_of_seq_request: Le64,
+        /// Answers that came too early.
+        pub rcvd_seq_err: Le64,
+        /// RNR NAKs that this device's requesters got.
+        pub rcvd_rnr_err: Le64,
+        /// WQEs that ended with `WC_RETRY_EXC_ERR`.
+        pub retry_exceeded_err: Le64,
+        /// WQEs that ended with `WC_RNR_RETRY_EXC_ERR`.
+        pub retry_rnr_exceeded_err: Le64,
+        /// SENDs carried out.
+        pub rdma_sends: Le64,
+        /// SENDs received.
+        pub rdma_recvs: Le64,
+        /// Datagrams with a bad P_Key.
+        pub bad_pkey: Le64,
+        /// Datagrams with a bad Q_Key.
+        pub qkey_viol: Le64,
     }
 
     /// ADD_GID: the guest's network device has a new address.
@@ -278,7 +318,54 @@ abi_structs! {
         pub access: Le32,
     }
 
-    /// Answer to REG_MR and GET_DMA_MR.
+    /// ALLOC_MR: an MR without memory, for `WR_REG_MR`. Only for the driver's own kernel consumers.
+    pub struct AllocMrRequest {
+        /// The PD.
+        pub pdn: Le32,
+        /// Addresses that the list holds: 1 to `max_fast_reg_page_list_len`.
+        pub max_pages: Le32,
+        /// The memory of the list: `max_pages` addresses (le64). Shared with the device, which reads
+        /// it when it carries out a `WR_REG_MR`.
+        pub list: PageList,
+    }
+
+    /// REREG_MR: changes an MR of REG_MR.
+    pub struct ReregMrRequest {
+        /// The MR.
+        pub mrn: Le32,
+        /// `REREG_*`: which of the members below count.
+        pub flags: Le32,
+        /// The new PD.
+        pub pdn: Le32,
+        /// The new rights.
+        pub access: Le32,
+        /// As in REG_MR.
+        pub iova: Le64,
+        /// As in REG_MR.
+        pub length: Le64,
+        /// As in REG_MR.
+        pub offset: Le64,
+        /// As in REG_MR.
+        pub pages: PageList,
+    }
+
+    /// ALLOC_MW.
+    pub struct AllocMwRequest {
+        /// The PD.
+        pub pdn: Le32,
+        /// `MW_TYPE_*`.
+        pub mw_type: Le32,
+    }
+
+    /// Answer to ALLOC_MW.
+    pub struct MwAnswer {
+        /// The window's number, for DEALLOC_MW.
+        pub mwn: Le32,
+        /// Its key; no memory is behind it before the first bind.
+        pub rkey: Le32,
+    }
+
+    /// Answer to REG_MR, GET_DMA_MR, ALLOC_MR and REREG_MR.
     pub struct MrAnswer {
         /// The MR's number, for DEREG_MR.
         pub mrn: Le32,
@@ -298,6 +385,31 @@ abi_structs! {
         pub vector: Le32,
         /// The buffer: `CqGuestLine`, `CqDeviceLine`, and the ring at `CQ_RING_OFFSET`; zeroed.
         pub pages: PageList,
+        /// `CQ_FLAG_*`.
+        pub flags: Le32,
+        /// Zero.
+        pub reserved: Le32,
+    }
+
+    /// RESIZE_CQ: gives the CQ another buffer. The answer's number is the free-running count of the
+    /// CQEs in the old ring, without the RESIZE CQE.
+    pub struct ResizeCqRequest {
+        /// The CQ.
+        pub cqn: Le32,
+        /// Slots of the new ring: a power of two, up to `max_cqe`.
+        pub entries: Le32,
+        /// The new buffer, as in CREATE_CQ.
+        pub pages: PageList,
+    }
+
+    /// MODIFY_CQ: when an armed CQ gets its event (moderation).
+    pub struct ModifyCqRequest {
+        /// The CQ.
+        pub cqn: Le32,
+        /// After this many CQEs since the last event; 0 and 1: at once.
+        pub count: Le16,
+        /// Or this many microseconds after the first of them; 0: at once.
+        pub period: Le16,
     }
 
     /// CREATE_QP.
@@ -338,6 +450,10 @@ abi_structs! {
         pub max_inline: Le32,
         /// The buffer: `QpDeviceLine` first; zeroed.
         pub pages: PageList,
+        /// The XRC domain of an XRC target; 0 for other types.
+        pub xrcdn: Le32,
+        /// Zero.
+        pub reserved: Le32,
     }
 
     /// The path of a QP or of an address handle (IBA address vector).
@@ -412,6 +528,10 @@ abi_structs! {
         pub reserved: Le16,
         /// The buffer: `SrqDeviceLine` first; zeroed.
         pub pages: PageList,
+        /// The XRC domain of an XRC SRQ; 0 for another.
+        pub xrcdn: Le32,
+        /// XRC: the CQ of the messages that come by this SRQ.
+        pub cqn: Le32,
     }
 
     /// MODIFY_SRQ: arms the limit.
@@ -474,6 +594,16 @@ abi_structs! {
         pub sq_draining: u8,
         /// Zero.
         pub reserved: [u8; 7],
+    }
+
+    /// ATTACH_MCAST and DETACH_MCAST.
+    pub struct McastRequest {
+        /// The QP, of type UD.
+        pub qpn: Le32,
+        /// Zero.
+        pub reserved: Le32,
+        /// The group, big-endian: ff00::/8, or an IPv4 multicast address as a mapped one.
+        pub gid: [u8; 16],
     }
 
     /// MODIFY_QP.

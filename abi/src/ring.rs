@@ -8,7 +8,7 @@
 //! written with one store (release), and read with one load (acquire).
 
 use crate::describe::{abi_consts, abi_structs};
-use crate::le::{Le32, Le64};
+use crate::le::{Le16, Le32, Le64};
 
 abi_structs! {
     /// A scatter/gather element.
@@ -54,6 +54,57 @@ abi_structs! {
         pub swap: Le64,
     }
 
+    /// `WR_REG_MR`, at `WQE_SEND_DATA`. The header's `rkey` is the MR's key with its new tag, the
+    /// header's `remote_addr` the address of the first byte under that key.
+    pub struct RegMrArgs {
+        /// Bytes: at least 1.
+        pub length: Le64,
+        /// `ACCESS_*`.
+        pub access: Le32,
+        /// Addresses in the MR's list that count: exactly what offset and length need.
+        pub num_pages: Le32,
+        /// Bytes from the start of the first page to the first byte.
+        pub offset: Le32,
+        /// A page is `2^page_shift` bytes and aligned to that: 12 to 30.
+        pub page_shift: u8,
+        /// Zero.
+        pub reserved: [u8; 11],
+    }
+
+    /// `WR_BIND_MW`, at `WQE_SEND_DATA`. The header's `rkey` is the window's key with its new tag.
+    pub struct BindMwArgs {
+        /// First byte, in the MR's addresses; 0 with `length` 0.
+        pub addr: Le64,
+        /// Bytes; 0 takes everything away (type 1 only).
+        pub length: Le64,
+        /// The MR.
+        pub lkey: Le32,
+        /// Remote rights, and `ACCESS_ZERO_BASED` (type 2 only).
+        pub access: Le32,
+        /// Zero.
+        pub reserved: Le64,
+    }
+
+    /// `WR_FLUSH`, at `WQE_SEND_DATA`.
+    pub struct FlushArgs {
+        /// Bytes from `remote_addr` on; of no meaning with `FLUSH_MR`.
+        pub length: Le64,
+        /// `FLUSH_GLOBAL`.
+        pub placement: u8,
+        /// `FLUSH_RANGE` or `FLUSH_MR`.
+        pub selectivity: u8,
+        /// Zero.
+        pub reserved: [u8; 6],
+    }
+
+    /// The last 8 bytes of each slot in the send queue of an XRC initiator.
+    pub struct XrcArgs {
+        /// The SRQ at the peer.
+        pub remote_srqn: Le32,
+        /// Zero.
+        pub reserved: Le32,
+    }
+
     /// The first 16 bytes of a receive WQE; the SGEs follow it.
     pub struct RecvWqe {
         /// Zero.
@@ -83,12 +134,21 @@ abi_structs! {
         pub imm: Le32,
         /// UD: the sender's QPN.
         pub src_qpn: Le32,
-        /// Nanoseconds on the device's clock, or 0 when the CQ has no timestamps.
+        /// The device's clock (see `DeviceAttr::hca_core_clock`), or 0 when the CQ has no timestamps.
         pub timestamp: Le64,
         /// More about an error, for people; 0 otherwise.
         pub vendor_err: Le32,
+        /// UD, with `CQE_WITH_VLAN`: the VLAN of the datagram.
+        pub vlan: Le16,
+        /// UD: service level of the datagram.
+        pub sl: u8,
         /// Zero.
-        pub reserved: [u8; 20],
+        pub reserved0: u8,
+        /// Nanoseconds since the beginning of 1970 (UTC) by the host's clock, or 0 when the CQ has no
+        /// timestamps.
+        pub wall_clock: Le64,
+        /// Zero.
+        pub reserved: Le64,
         /// The QP of the work request.
         pub qpn: Le32,
         /// `WC_*` status.
@@ -181,12 +241,25 @@ abi_consts! { WR_CONSTS, "Opcodes of send WQEs", u8;
     WR_ATOMIC_FETCH_AND_ADD = 6;
     /// Local invalidate.
     WR_LOCAL_INV = 7;
-    /// Bind a type 2 memory window.
+    /// Bind a memory window.
     WR_BIND_MW = 8;
     /// SEND with invalidate.
     WR_SEND_WITH_INV = 9;
+    /// Waits until what was written is visible at the peer.
+    WR_FLUSH = 14;
+    /// Writes 8 bytes whole.
+    WR_ATOMIC_WRITE = 15;
     /// Fast registration (kernel QPs only).
     WR_REG_MR = 32;
+}
+
+abi_consts! { FLUSH_CONSTS, "Members of `FlushArgs`", u8;
+    /// Placement: visible to the peer's driver.
+    FLUSH_GLOBAL = 1;
+    /// Selectivity: the bytes that are named.
+    FLUSH_RANGE = 0;
+    /// Selectivity: all of the MR.
+    FLUSH_MR = 1;
 }
 
 abi_consts! { SEND_FLAG_CONSTS, "Flags of send WQEs", u8;
@@ -207,6 +280,8 @@ abi_consts! { CQE_FLAG_CONSTS, "Flags of CQEs", u8;
     CQE_WITH_INV = 2;
     /// The first 40 bytes received are a GRH.
     CQE_GRH = 4;
+    /// `vlan` holds a VLAN.
+    CQE_WITH_VLAN = 8;
     /// Of the send queue (clear: of the receive queue). Valid in errors too.
     CQE_SEND_QUEUE = 128;
 }
@@ -235,10 +310,17 @@ abi_consts! { WC_OP_CONSTS, "Opcodes of CQEs", u8;
     WC_OP_LOCAL_INV = 6;
     /// Fast registration.
     WC_OP_REG_MR = 7;
+    /// Flush.
+    WC_OP_FLUSH = 8;
+    /// Atomic write.
+    WC_OP_ATOMIC_WRITE = 9;
     /// A message received.
     WC_OP_RECV = 128;
     /// Immediate data received after an RDMA WRITE.
     WC_OP_RECV_RDMA_WITH_IMM = 129;
+    /// No completion: the ring ends here, and the next CQE is in the buffer of RESIZE_CQ. Its other
+    /// members are zero.
+    WC_OP_RESIZE = 255;
 }
 
 abi_consts! { WC_STATUS_CONSTS, "Status of CQEs (IBA 10.10.3, numbered as libibverbs numbers them)", u8;
@@ -288,6 +370,8 @@ mod tests {
         assert_eq!(WQE_ATOMIC_ARGS as usize, size_of::<SendWqe>() + size_of::<Sge>());
         assert_eq!(WQE_ATOMIC_ARGS as usize + size_of::<AtomicArgs>(), 64);
         assert_eq!(size_of::<RecvWqe>(), WQE_RECV_DATA as usize);
+        assert_eq!(WQE_SEND_DATA as usize + size_of::<RegMrArgs>(), 64);
+        assert_eq!(WQE_SEND_DATA as usize + size_of::<BindMwArgs>(), 64);
     }
 
     #[test]
@@ -296,6 +380,7 @@ mod tests {
         assert_eq!(offset_of!(RecvWqe, phase), 3);
         assert_eq!(offset_of!(Cqe, phase), 63);
         assert_eq!(offset_of!(Cqe, qpn), 56);
+        assert_eq!(offset_of!(Cqe, wall_clock), 40);
         assert_eq!(size_of::<Cqe>(), CQE_BYTES as usize);
     }
 

@@ -42,6 +42,8 @@
 #define VIRTIO_RDMA_CMD_QUERY_PORT 3
 /* No request, `Counters`. */
 #define VIRTIO_RDMA_CMD_QUERY_COUNTERS 4
+/* No request, `ClockAnswer`. */
+#define VIRTIO_RDMA_CMD_QUERY_CLOCK 5
 /* `AddGidRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_ADD_GID 0x10u
 /* `NumberRequest` (the index), no answer. */
@@ -54,16 +56,32 @@
 #define VIRTIO_RDMA_CMD_ALLOC_PD 0x30u
 /* `NumberRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_DEALLOC_PD 0x31u
+/* No request, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_ALLOC_XRCD 0x34u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DEALLOC_XRCD 0x35u
 /* `RegMrRequest`, `MrAnswer`. */
 #define VIRTIO_RDMA_CMD_REG_MR 0x40u
 /* `NumberRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_DEREG_MR 0x41u
 /* `GetDmaMrRequest`, `MrAnswer`. */
 #define VIRTIO_RDMA_CMD_GET_DMA_MR 0x42u
+/* `AllocMrRequest`, `MrAnswer`. */
+#define VIRTIO_RDMA_CMD_ALLOC_MR 0x43u
+/* `ReregMrRequest`, `MrAnswer`. */
+#define VIRTIO_RDMA_CMD_REREG_MR 0x44u
+/* `AllocMwRequest`, `MwAnswer`. */
+#define VIRTIO_RDMA_CMD_ALLOC_MW 0x48u
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DEALLOC_MW 0x49u
 /* `CreateCqRequest`, `NumberAnswer`. */
 #define VIRTIO_RDMA_CMD_CREATE_CQ 0x50u
 /* `NumberRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_DESTROY_CQ 0x51u
+/* `ResizeCqRequest`, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_RESIZE_CQ 0x52u
+/* `ModifyCqRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_MODIFY_CQ 0x53u
 /* `CreateQpRequest`, `NumberAnswer`. */
 #define VIRTIO_RDMA_CMD_CREATE_QP 0x60u
 /* `ModifyQpRequest`, no answer. */
@@ -82,6 +100,10 @@
 #define VIRTIO_RDMA_CMD_DESTROY_SRQ 0x73u
 /* `SetAhTableRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_SET_AH_TABLE 0x80u
+/* `McastRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_ATTACH_MCAST 0x90u
+/* `McastRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_DETACH_MCAST 0x91u
 
 /* Status of a command. */
 /* Done. */
@@ -120,6 +142,28 @@
 #define VIRTIO_RDMA_CAP_UD 2
 /* Shared receive queues. */
 #define VIRTIO_RDMA_CAP_SRQ 4
+/* RESIZE_CQ. */
+#define VIRTIO_RDMA_CAP_CQ_RESIZE 8
+/* MODIFY_CQ. */
+#define VIRTIO_RDMA_CAP_CQ_MODERATION 0x10u
+/* `CQ_FLAG_TIMESTAMP`, QUERY_CLOCK. */
+#define VIRTIO_RDMA_CAP_TIMESTAMP 0x20u
+/* ALLOC_MR, `WR_REG_MR`, `WR_LOCAL_INV`, `WR_SEND_WITH_INV`. */
+#define VIRTIO_RDMA_CAP_FAST_REG 0x40u
+/* ALLOC_MW, DEALLOC_MW, `WR_BIND_MW`, `WR_LOCAL_INV`, `WR_SEND_WITH_INV`. */
+#define VIRTIO_RDMA_CAP_MW 0x80u
+/* REREG_MR. */
+#define VIRTIO_RDMA_CAP_REREG_MR 0x100u
+/* ATTACH_MCAST, DETACH_MCAST, `QP_FLAG_BLOCK_SELF_MCAST`. */
+#define VIRTIO_RDMA_CAP_MCAST 0x200u
+/* ALLOC_XRCD, DEALLOC_XRCD, SRQs and QPs of an XRC domain. */
+#define VIRTIO_RDMA_CAP_XRC 0x400u
+/* `WR_ATOMIC_WRITE`. */
+#define VIRTIO_RDMA_CAP_ATOMIC_WRITE 0x800u
+/* `WR_FLUSH`, `ACCESS_FLUSH_GLOBAL`. */
+#define VIRTIO_RDMA_CAP_FLUSH 0x1000u
+/* `LOCAL_DMA_LKEY`. */
+#define VIRTIO_RDMA_CAP_LOCAL_DMA_LKEY 0x2000u
 
 /* Flags of an `AhEntry`. */
 /* The entry is in use. */
@@ -144,8 +188,34 @@
 #define VIRTIO_RDMA_ACCESS_MW_BIND 0x10u
 /* Addresses count from 0. */
 #define VIRTIO_RDMA_ACCESS_ZERO_BASED 0x20u
+/* FLUSH with global visibility. */
+#define VIRTIO_RDMA_ACCESS_FLUSH_GLOBAL 0x100u
 /* Relaxed ordering: accepted, of no effect. */
 #define VIRTIO_RDMA_ACCESS_RELAXED_ORDERING 0x100000u
+
+/* Keys. */
+/* Local key of all guest-physical memory, in the WQEs of QPs with `QP_FLAG_KERNEL` only. */
+#define VIRTIO_RDMA_LOCAL_DMA_LKEY 1
+/* The bits of a key that the driver chooses: of an MR of ALLOC_MR and of a memory window. */
+#define VIRTIO_RDMA_KEY_TAG_MASK 0xffu
+
+/* What REREG_MR changes, numbered as in libibverbs. */
+/* The memory: `iova`, `length`, `offset`, `pages`. */
+#define VIRTIO_RDMA_REREG_TRANSLATION 1
+/* `pdn`. */
+#define VIRTIO_RDMA_REREG_PD 2
+/* `access`. */
+#define VIRTIO_RDMA_REREG_ACCESS 4
+
+/* Types of memory windows, numbered as in libibverbs. */
+/* Type 1: can be bound again and again, and used through any QP of its PD. */
+#define VIRTIO_RDMA_MW_TYPE_1 1
+/* Type 2B: bound once and then invalidated, and used through the QP only that bound it. */
+#define VIRTIO_RDMA_MW_TYPE_2 2
+
+/* Flags of CREATE_CQ. */
+/* CQEs carry `timestamp` and `wall_clock`. */
+#define VIRTIO_RDMA_CQ_FLAG_TIMESTAMP 1
 
 /* QP types, numbered as in libibverbs. */
 /* GSI (QP1). */
@@ -156,12 +226,18 @@
 #define VIRTIO_RDMA_QP_TYPE_UC 3
 /* Unreliable datagram. */
 #define VIRTIO_RDMA_QP_TYPE_UD 4
+/* Initiator of an extended reliable connection: sends only. */
+#define VIRTIO_RDMA_QP_TYPE_XRC_INI 9
+/* Target of an extended reliable connection: receives into the SRQs of its domain only. */
+#define VIRTIO_RDMA_QP_TYPE_XRC_TGT 0xau
 
 /* Flags of CREATE_QP. */
-/* Of a kernel consumer: REG_MR, local_dma_lkey, DMA MRs and QP1 are allowed. */
+/* Of a kernel consumer: `WR_REG_MR`, `LOCAL_DMA_LKEY`, DMA MRs and QP1 are allowed. */
 #define VIRTIO_RDMA_QP_FLAG_KERNEL 1
 /* Every send WQE makes a completion. */
 #define VIRTIO_RDMA_QP_FLAG_SIGNAL_ALL 2
+/* UD: what it sends to a multicast group does not come back to itself. */
+#define VIRTIO_RDMA_QP_FLAG_BLOCK_SELF_MCAST 4
 
 /* QPs. */
 /* `CreateQpRequest::srqn` of a QP with a receive queue of its own. */
@@ -272,10 +348,14 @@
 #define VIRTIO_RDMA_WR_ATOMIC_FETCH_AND_ADD 6
 /* Local invalidate. */
 #define VIRTIO_RDMA_WR_LOCAL_INV 7
-/* Bind a type 2 memory window. */
+/* Bind a memory window. */
 #define VIRTIO_RDMA_WR_BIND_MW 8
 /* SEND with invalidate. */
 #define VIRTIO_RDMA_WR_SEND_WITH_INV 9
+/* Waits until what was written is visible at the peer. */
+#define VIRTIO_RDMA_WR_FLUSH 0xeu
+/* Writes 8 bytes whole. */
+#define VIRTIO_RDMA_WR_ATOMIC_WRITE 0xfu
 /* Fast registration (kernel QPs only). */
 #define VIRTIO_RDMA_WR_REG_MR 0x20u
 
@@ -289,6 +369,14 @@
 /* The data stands in the WQE. */
 #define VIRTIO_RDMA_SEND_INLINE 8
 
+/* Members of `FlushArgs`. */
+/* Placement: visible to the peer's driver. */
+#define VIRTIO_RDMA_FLUSH_GLOBAL 1
+/* Selectivity: the bytes that are named. */
+#define VIRTIO_RDMA_FLUSH_RANGE 0
+/* Selectivity: all of the MR. */
+#define VIRTIO_RDMA_FLUSH_MR 1
+
 /* Flags of CQEs. */
 /* `imm` holds immediate data. */
 #define VIRTIO_RDMA_CQE_WITH_IMM 1
@@ -296,6 +384,8 @@
 #define VIRTIO_RDMA_CQE_WITH_INV 2
 /* The first 40 bytes received are a GRH. */
 #define VIRTIO_RDMA_CQE_GRH 4
+/* `vlan` holds a VLAN. */
+#define VIRTIO_RDMA_CQE_WITH_VLAN 8
 /* Of the send queue (clear: of the receive queue). Valid in errors too. */
 #define VIRTIO_RDMA_CQE_SEND_QUEUE 0x80u
 
@@ -322,10 +412,19 @@
 #define VIRTIO_RDMA_WC_OP_LOCAL_INV 6
 /* Fast registration. */
 #define VIRTIO_RDMA_WC_OP_REG_MR 7
+/* Flush. */
+#define VIRTIO_RDMA_WC_OP_FLUSH 8
+/* Atomic write. */
+#define VIRTIO_RDMA_WC_OP_ATOMIC_WRITE 9
 /* A message received. */
 #define VIRTIO_RDMA_WC_OP_RECV 0x80u
 /* Immediate data received after an RDMA WRITE. */
 #define VIRTIO_RDMA_WC_OP_RECV_RDMA_WITH_IMM 0x81u
+/*
+ * No completion: the ring ends here, and the next CQE is in the buffer of RESIZE_CQ. Its other
+ * members are zero.
+ */
+#define VIRTIO_RDMA_WC_OP_RESIZE 0xffu
 
 /* Status of CQEs (IBA 10.10.3, numbered as libibverbs numbers them). */
 /* Success. */
@@ -601,8 +700,20 @@ struct virtio_rdma_device_attr {
 	__u8 local_ca_ack_delay;
 	/* Zero. */
 	__u8 reserved[5];
+	/* kHz of the clock of CQEs' `timestamp`. */
+	__le64 hca_core_clock;
+	/* XRC domains. */
+	__le32 max_xrcd;
+	/* Multicast attachments, of all groups together. */
+	__le32 max_total_mcast_qp_attach;
+	/* Largest `ModifyCqRequest::count`. */
+	__le16 max_cq_count;
+	/* Largest `ModifyCqRequest::period`. */
+	__le16 max_cq_period;
+	/* Zero. */
+	__le32 reserved1;
 };
-static_assert(sizeof(struct virtio_rdma_device_attr) == 160, "size of virtio_rdma_device_attr");
+static_assert(sizeof(struct virtio_rdma_device_attr) == 184, "size of virtio_rdma_device_attr");
 static_assert(offsetof(struct virtio_rdma_device_attr, node_guid) == 0, "offset of virtio_rdma_device_attr.node_guid");
 static_assert(offsetof(struct virtio_rdma_device_attr, sys_image_guid) == 8, "offset of virtio_rdma_device_attr.sys_image_guid");
 static_assert(offsetof(struct virtio_rdma_device_attr, fw_ver) == 16, "offset of virtio_rdma_device_attr.fw_ver");
@@ -638,6 +749,23 @@ static_assert(offsetof(struct virtio_rdma_device_attr, max_uar) == 148, "offset 
 static_assert(offsetof(struct virtio_rdma_device_attr, max_pkeys) == 152, "offset of virtio_rdma_device_attr.max_pkeys");
 static_assert(offsetof(struct virtio_rdma_device_attr, local_ca_ack_delay) == 154, "offset of virtio_rdma_device_attr.local_ca_ack_delay");
 static_assert(offsetof(struct virtio_rdma_device_attr, reserved) == 155, "offset of virtio_rdma_device_attr.reserved");
+static_assert(offsetof(struct virtio_rdma_device_attr, hca_core_clock) == 160, "offset of virtio_rdma_device_attr.hca_core_clock");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_xrcd) == 168, "offset of virtio_rdma_device_attr.max_xrcd");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_total_mcast_qp_attach) == 172, "offset of virtio_rdma_device_attr.max_total_mcast_qp_attach");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_cq_count) == 176, "offset of virtio_rdma_device_attr.max_cq_count");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_cq_period) == 178, "offset of virtio_rdma_device_attr.max_cq_period");
+static_assert(offsetof(struct virtio_rdma_device_attr, reserved1) == 180, "offset of virtio_rdma_device_attr.reserved1");
+
+/* Answer to QUERY_CLOCK: both clocks, read together. */
+struct virtio_rdma_clock_answer {
+	/* The device's clock, in units of `hca_core_clock`. */
+	__le64 timestamp;
+	/* Nanoseconds since the beginning of 1970 (UTC) by the host's clock. */
+	__le64 wall_clock;
+};
+static_assert(sizeof(struct virtio_rdma_clock_answer) == 16, "size of virtio_rdma_clock_answer");
+static_assert(offsetof(struct virtio_rdma_clock_answer, timestamp) == 0, "offset of virtio_rdma_clock_answer.timestamp");
+static_assert(offsetof(struct virtio_rdma_clock_answer, wall_clock) == 8, "offset of virtio_rdma_clock_answer.wall_clock");
 
 /* Answer to QUERY_PORT (IBA 11.2.1.3). */
 struct virtio_rdma_port_attr {
@@ -715,8 +843,28 @@ struct virtio_rdma_counters {
 	__le64 error_completions;
 	/* Malformed commands, rings and WQEs. */
 	__le64 guest_errors;
+	/* Requests that came a second time. */
+	__le64 duplicate_request;
+	/* Requests that came too early: one before was lost. */
+	__le64 out_of_seq_request;
+	/* Answers that came too early. */
+	__le64 rcvd_seq_err;
+	/* RNR NAKs that this device's requesters got. */
+	__le64 rcvd_rnr_err;
+	/* WQEs that ended with `WC_RETRY_EXC_ERR`. */
+	__le64 retry_exceeded_err;
+	/* WQEs that ended with `WC_RNR_RETRY_EXC_ERR`. */
+	__le64 retry_rnr_exceeded_err;
+	/* SENDs carried out. */
+	__le64 rdma_sends;
+	/* SENDs received. */
+	__le64 rdma_recvs;
+	/* Datagrams with a bad P_Key. */
+	__le64 bad_pkey;
+	/* Datagrams with a bad Q_Key. */
+	__le64 qkey_viol;
 };
-static_assert(sizeof(struct virtio_rdma_counters) == 96, "size of virtio_rdma_counters");
+static_assert(sizeof(struct virtio_rdma_counters) == 176, "size of virtio_rdma_counters");
 static_assert(offsetof(struct virtio_rdma_counters, doorbell_kicks) == 0, "offset of virtio_rdma_counters.doorbell_kicks");
 static_assert(offsetof(struct virtio_rdma_counters, send_wqes) == 8, "offset of virtio_rdma_counters.send_wqes");
 static_assert(offsetof(struct virtio_rdma_counters, recv_wqes) == 16, "offset of virtio_rdma_counters.recv_wqes");
@@ -729,6 +877,16 @@ static_assert(offsetof(struct virtio_rdma_counters, rx_bytes) == 64, "offset of 
 static_assert(offsetof(struct virtio_rdma_counters, rnr_naks) == 72, "offset of virtio_rdma_counters.rnr_naks");
 static_assert(offsetof(struct virtio_rdma_counters, error_completions) == 80, "offset of virtio_rdma_counters.error_completions");
 static_assert(offsetof(struct virtio_rdma_counters, guest_errors) == 88, "offset of virtio_rdma_counters.guest_errors");
+static_assert(offsetof(struct virtio_rdma_counters, duplicate_request) == 96, "offset of virtio_rdma_counters.duplicate_request");
+static_assert(offsetof(struct virtio_rdma_counters, out_of_seq_request) == 104, "offset of virtio_rdma_counters.out_of_seq_request");
+static_assert(offsetof(struct virtio_rdma_counters, rcvd_seq_err) == 112, "offset of virtio_rdma_counters.rcvd_seq_err");
+static_assert(offsetof(struct virtio_rdma_counters, rcvd_rnr_err) == 120, "offset of virtio_rdma_counters.rcvd_rnr_err");
+static_assert(offsetof(struct virtio_rdma_counters, retry_exceeded_err) == 128, "offset of virtio_rdma_counters.retry_exceeded_err");
+static_assert(offsetof(struct virtio_rdma_counters, retry_rnr_exceeded_err) == 136, "offset of virtio_rdma_counters.retry_rnr_exceeded_err");
+static_assert(offsetof(struct virtio_rdma_counters, rdma_sends) == 144, "offset of virtio_rdma_counters.rdma_sends");
+static_assert(offsetof(struct virtio_rdma_counters, rdma_recvs) == 152, "offset of virtio_rdma_counters.rdma_recvs");
+static_assert(offsetof(struct virtio_rdma_counters, bad_pkey) == 160, "offset of virtio_rdma_counters.bad_pkey");
+static_assert(offsetof(struct virtio_rdma_counters, qkey_viol) == 168, "offset of virtio_rdma_counters.qkey_viol");
 
 /* ADD_GID: the guest's network device has a new address. */
 struct virtio_rdma_add_gid_request {
@@ -823,7 +981,75 @@ static_assert(sizeof(struct virtio_rdma_get_dma_mr_request) == 8, "size of virti
 static_assert(offsetof(struct virtio_rdma_get_dma_mr_request, pdn) == 0, "offset of virtio_rdma_get_dma_mr_request.pdn");
 static_assert(offsetof(struct virtio_rdma_get_dma_mr_request, access) == 4, "offset of virtio_rdma_get_dma_mr_request.access");
 
-/* Answer to REG_MR and GET_DMA_MR. */
+/* ALLOC_MR: an MR without memory, for `WR_REG_MR`. Only for the driver's own kernel consumers. */
+struct virtio_rdma_alloc_mr_request {
+	/* The PD. */
+	__le32 pdn;
+	/* Addresses that the list holds: 1 to `max_fast_reg_page_list_len`. */
+	__le32 max_pages;
+	/*
+	 * The memory of the list: `max_pages` addresses (le64). Shared with the device, which reads
+	 * it when it carries out a `WR_REG_MR`.
+	 */
+	struct virtio_rdma_page_list list;
+};
+static_assert(sizeof(struct virtio_rdma_alloc_mr_request) == 24, "size of virtio_rdma_alloc_mr_request");
+static_assert(offsetof(struct virtio_rdma_alloc_mr_request, pdn) == 0, "offset of virtio_rdma_alloc_mr_request.pdn");
+static_assert(offsetof(struct virtio_rdma_alloc_mr_request, max_pages) == 4, "offset of virtio_rdma_alloc_mr_request.max_pages");
+static_assert(offsetof(struct virtio_rdma_alloc_mr_request, list) == 8, "offset of virtio_rdma_alloc_mr_request.list");
+
+/* REREG_MR: changes an MR of REG_MR. */
+struct virtio_rdma_rereg_mr_request {
+	/* The MR. */
+	__le32 mrn;
+	/* `REREG_*`: which of the members below count. */
+	__le32 flags;
+	/* The new PD. */
+	__le32 pdn;
+	/* The new rights. */
+	__le32 access;
+	/* As in REG_MR. */
+	__le64 iova;
+	/* As in REG_MR. */
+	__le64 length;
+	/* As in REG_MR. */
+	__le64 offset;
+	/* As in REG_MR. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_rereg_mr_request) == 56, "size of virtio_rdma_rereg_mr_request");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, mrn) == 0, "offset of virtio_rdma_rereg_mr_request.mrn");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, flags) == 4, "offset of virtio_rdma_rereg_mr_request.flags");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, pdn) == 8, "offset of virtio_rdma_rereg_mr_request.pdn");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, access) == 12, "offset of virtio_rdma_rereg_mr_request.access");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, iova) == 16, "offset of virtio_rdma_rereg_mr_request.iova");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, length) == 24, "offset of virtio_rdma_rereg_mr_request.length");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, offset) == 32, "offset of virtio_rdma_rereg_mr_request.offset");
+static_assert(offsetof(struct virtio_rdma_rereg_mr_request, pages) == 40, "offset of virtio_rdma_rereg_mr_request.pages");
+
+/* ALLOC_MW. */
+struct virtio_rdma_alloc_mw_request {
+	/* The PD. */
+	__le32 pdn;
+	/* `MW_TYPE_*`. */
+	__le32 mw_type;
+};
+static_assert(sizeof(struct virtio_rdma_alloc_mw_request) == 8, "size of virtio_rdma_alloc_mw_request");
+static_assert(offsetof(struct virtio_rdma_alloc_mw_request, pdn) == 0, "offset of virtio_rdma_alloc_mw_request.pdn");
+static_assert(offsetof(struct virtio_rdma_alloc_mw_request, mw_type) == 4, "offset of virtio_rdma_alloc_mw_request.mw_type");
+
+/* Answer to ALLOC_MW. */
+struct virtio_rdma_mw_answer {
+	/* The window's number, for DEALLOC_MW. */
+	__le32 mwn;
+	/* Its key; no memory is behind it before the first bind. */
+	__le32 rkey;
+};
+static_assert(sizeof(struct virtio_rdma_mw_answer) == 8, "size of virtio_rdma_mw_answer");
+static_assert(offsetof(struct virtio_rdma_mw_answer, mwn) == 0, "offset of virtio_rdma_mw_answer.mwn");
+static_assert(offsetof(struct virtio_rdma_mw_answer, rkey) == 4, "offset of virtio_rdma_mw_answer.rkey");
+
+/* Answer to REG_MR, GET_DMA_MR, ALLOC_MR and REREG_MR. */
 struct virtio_rdma_mr_answer {
 	/* The MR's number, for DEREG_MR. */
 	__le32 mrn;
@@ -848,11 +1074,48 @@ struct virtio_rdma_create_cq_request {
 	__le32 vector;
 	/* The buffer: `CqGuestLine`, `CqDeviceLine`, and the ring at `CQ_RING_OFFSET`; zeroed. */
 	struct virtio_rdma_page_list pages;
+	/* `CQ_FLAG_*`. */
+	__le32 flags;
+	/* Zero. */
+	__le32 reserved;
 };
-static_assert(sizeof(struct virtio_rdma_create_cq_request) == 24, "size of virtio_rdma_create_cq_request");
+static_assert(sizeof(struct virtio_rdma_create_cq_request) == 32, "size of virtio_rdma_create_cq_request");
 static_assert(offsetof(struct virtio_rdma_create_cq_request, entries) == 0, "offset of virtio_rdma_create_cq_request.entries");
 static_assert(offsetof(struct virtio_rdma_create_cq_request, vector) == 4, "offset of virtio_rdma_create_cq_request.vector");
 static_assert(offsetof(struct virtio_rdma_create_cq_request, pages) == 8, "offset of virtio_rdma_create_cq_request.pages");
+static_assert(offsetof(struct virtio_rdma_create_cq_request, flags) == 24, "offset of virtio_rdma_create_cq_request.flags");
+static_assert(offsetof(struct virtio_rdma_create_cq_request, reserved) == 28, "offset of virtio_rdma_create_cq_request.reserved");
+
+/*
+ * RESIZE_CQ: gives the CQ another buffer. The answer's number is the free-running count of the
+ * CQEs in the old ring, without the RESIZE CQE.
+ */
+struct virtio_rdma_resize_cq_request {
+	/* The CQ. */
+	__le32 cqn;
+	/* Slots of the new ring: a power of two, up to `max_cqe`. */
+	__le32 entries;
+	/* The new buffer, as in CREATE_CQ. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_resize_cq_request) == 24, "size of virtio_rdma_resize_cq_request");
+static_assert(offsetof(struct virtio_rdma_resize_cq_request, cqn) == 0, "offset of virtio_rdma_resize_cq_request.cqn");
+static_assert(offsetof(struct virtio_rdma_resize_cq_request, entries) == 4, "offset of virtio_rdma_resize_cq_request.entries");
+static_assert(offsetof(struct virtio_rdma_resize_cq_request, pages) == 8, "offset of virtio_rdma_resize_cq_request.pages");
+
+/* MODIFY_CQ: when an armed CQ gets its event (moderation). */
+struct virtio_rdma_modify_cq_request {
+	/* The CQ. */
+	__le32 cqn;
+	/* After this many CQEs since the last event; 0 and 1: at once. */
+	__le16 count;
+	/* Or this many microseconds after the first of them; 0: at once. */
+	__le16 period;
+};
+static_assert(sizeof(struct virtio_rdma_modify_cq_request) == 8, "size of virtio_rdma_modify_cq_request");
+static_assert(offsetof(struct virtio_rdma_modify_cq_request, cqn) == 0, "offset of virtio_rdma_modify_cq_request.cqn");
+static_assert(offsetof(struct virtio_rdma_modify_cq_request, count) == 4, "offset of virtio_rdma_modify_cq_request.count");
+static_assert(offsetof(struct virtio_rdma_modify_cq_request, period) == 6, "offset of virtio_rdma_modify_cq_request.period");
 
 /* CREATE_QP. */
 struct virtio_rdma_create_qp_request {
@@ -892,8 +1155,12 @@ struct virtio_rdma_create_qp_request {
 	__le32 max_inline;
 	/* The buffer: `QpDeviceLine` first; zeroed. */
 	struct virtio_rdma_page_list pages;
+	/* The XRC domain of an XRC target; 0 for other types. */
+	__le32 xrcdn;
+	/* Zero. */
+	__le32 reserved;
 };
-static_assert(sizeof(struct virtio_rdma_create_qp_request) == 72, "size of virtio_rdma_create_qp_request");
+static_assert(sizeof(struct virtio_rdma_create_qp_request) == 80, "size of virtio_rdma_create_qp_request");
 static_assert(offsetof(struct virtio_rdma_create_qp_request, pdn) == 0, "offset of virtio_rdma_create_qp_request.pdn");
 static_assert(offsetof(struct virtio_rdma_create_qp_request, send_cqn) == 4, "offset of virtio_rdma_create_qp_request.send_cqn");
 static_assert(offsetof(struct virtio_rdma_create_qp_request, recv_cqn) == 8, "offset of virtio_rdma_create_qp_request.recv_cqn");
@@ -912,6 +1179,8 @@ static_assert(offsetof(struct virtio_rdma_create_qp_request, max_send_sge) == 44
 static_assert(offsetof(struct virtio_rdma_create_qp_request, max_recv_sge) == 48, "offset of virtio_rdma_create_qp_request.max_recv_sge");
 static_assert(offsetof(struct virtio_rdma_create_qp_request, max_inline) == 52, "offset of virtio_rdma_create_qp_request.max_inline");
 static_assert(offsetof(struct virtio_rdma_create_qp_request, pages) == 56, "offset of virtio_rdma_create_qp_request.pages");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, xrcdn) == 72, "offset of virtio_rdma_create_qp_request.xrcdn");
+static_assert(offsetof(struct virtio_rdma_create_qp_request, reserved) == 76, "offset of virtio_rdma_create_qp_request.reserved");
 
 /* The path of a QP or of an address handle (IBA address vector). */
 struct virtio_rdma_address_vector {
@@ -1006,8 +1275,12 @@ struct virtio_rdma_create_srq_request {
 	__le16 reserved;
 	/* The buffer: `SrqDeviceLine` first; zeroed. */
 	struct virtio_rdma_page_list pages;
+	/* The XRC domain of an XRC SRQ; 0 for another. */
+	__le32 xrcdn;
+	/* XRC: the CQ of the messages that come by this SRQ. */
+	__le32 cqn;
 };
-static_assert(sizeof(struct virtio_rdma_create_srq_request) == 48, "size of virtio_rdma_create_srq_request");
+static_assert(sizeof(struct virtio_rdma_create_srq_request) == 56, "size of virtio_rdma_create_srq_request");
 static_assert(offsetof(struct virtio_rdma_create_srq_request, pdn) == 0, "offset of virtio_rdma_create_srq_request.pdn");
 static_assert(offsetof(struct virtio_rdma_create_srq_request, uarn) == 4, "offset of virtio_rdma_create_srq_request.uarn");
 static_assert(offsetof(struct virtio_rdma_create_srq_request, slot) == 8, "offset of virtio_rdma_create_srq_request.slot");
@@ -1019,6 +1292,8 @@ static_assert(offsetof(struct virtio_rdma_create_srq_request, stride_shift) == 2
 static_assert(offsetof(struct virtio_rdma_create_srq_request, flags) == 29, "offset of virtio_rdma_create_srq_request.flags");
 static_assert(offsetof(struct virtio_rdma_create_srq_request, reserved) == 30, "offset of virtio_rdma_create_srq_request.reserved");
 static_assert(offsetof(struct virtio_rdma_create_srq_request, pages) == 32, "offset of virtio_rdma_create_srq_request.pages");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, xrcdn) == 48, "offset of virtio_rdma_create_srq_request.xrcdn");
+static_assert(offsetof(struct virtio_rdma_create_srq_request, cqn) == 52, "offset of virtio_rdma_create_srq_request.cqn");
 
 /* MODIFY_SRQ: arms the limit. */
 struct virtio_rdma_modify_srq_request {
@@ -1109,6 +1384,20 @@ static_assert(offsetof(struct virtio_rdma_qp_attr, retry_cnt) == 70, "offset of 
 static_assert(offsetof(struct virtio_rdma_qp_attr, rnr_retry) == 71, "offset of virtio_rdma_qp_attr.rnr_retry");
 static_assert(offsetof(struct virtio_rdma_qp_attr, sq_draining) == 72, "offset of virtio_rdma_qp_attr.sq_draining");
 static_assert(offsetof(struct virtio_rdma_qp_attr, reserved) == 73, "offset of virtio_rdma_qp_attr.reserved");
+
+/* ATTACH_MCAST and DETACH_MCAST. */
+struct virtio_rdma_mcast_request {
+	/* The QP, of type UD. */
+	__le32 qpn;
+	/* Zero. */
+	__le32 reserved;
+	/* The group, big-endian: ff00::/8, or an IPv4 multicast address as a mapped one. */
+	__u8 gid[16];
+};
+static_assert(sizeof(struct virtio_rdma_mcast_request) == 24, "size of virtio_rdma_mcast_request");
+static_assert(offsetof(struct virtio_rdma_mcast_request, qpn) == 0, "offset of virtio_rdma_mcast_request.qpn");
+static_assert(offsetof(struct virtio_rdma_mcast_request, reserved) == 4, "offset of virtio_rdma_mcast_request.reserved");
+static_assert(offsetof(struct virtio_rdma_mcast_request, gid) == 8, "offset of virtio_rdma_mcast_request.gid");
 
 /* MODIFY_QP. */
 struct virtio_rdma_modify_qp_request {
@@ -1220,6 +1509,80 @@ static_assert(sizeof(struct virtio_rdma_atomic_args) == 16, "size of virtio_rdma
 static_assert(offsetof(struct virtio_rdma_atomic_args, compare_add) == 0, "offset of virtio_rdma_atomic_args.compare_add");
 static_assert(offsetof(struct virtio_rdma_atomic_args, swap) == 8, "offset of virtio_rdma_atomic_args.swap");
 
+/*
+ * `WR_REG_MR`, at `WQE_SEND_DATA`. The header's `rkey` is the MR's key with its new tag, the
+ * header's `remote_addr` the address of the first byte under that key.
+ */
+struct virtio_rdma_reg_mr_args {
+	/* Bytes: at least 1. */
+	__le64 length;
+	/* `ACCESS_*`. */
+	__le32 access;
+	/* Addresses in the MR's list that count: exactly what offset and length need. */
+	__le32 num_pages;
+	/* Bytes from the start of the first page to the first byte. */
+	__le32 offset;
+	/* A page is `2^page_shift` bytes and aligned to that: 12 to 30. */
+	__u8 page_shift;
+	/* Zero. */
+	__u8 reserved[11];
+};
+static_assert(sizeof(struct virtio_rdma_reg_mr_args) == 32, "size of virtio_rdma_reg_mr_args");
+static_assert(offsetof(struct virtio_rdma_reg_mr_args, length) == 0, "offset of virtio_rdma_reg_mr_args.length");
+static_assert(offsetof(struct virtio_rdma_reg_mr_args, access) == 8, "offset of virtio_rdma_reg_mr_args.access");
+static_assert(offsetof(struct virtio_rdma_reg_mr_args, num_pages) == 12, "offset of virtio_rdma_reg_mr_args.num_pages");
+static_assert(offsetof(struct virtio_rdma_reg_mr_args, offset) == 16, "offset of virtio_rdma_reg_mr_args.offset");
+static_assert(offsetof(struct virtio_rdma_reg_mr_args, page_shift) == 20, "offset of virtio_rdma_reg_mr_args.page_shift");
+static_assert(offsetof(struct virtio_rdma_reg_mr_args, reserved) == 21, "offset of virtio_rdma_reg_mr_args.reserved");
+
+/* `WR_BIND_MW`, at `WQE_SEND_DATA`. The header's `rkey` is the window's key with its new tag. */
+struct virtio_rdma_bind_mw_args {
+	/* First byte, in the MR's addresses; 0 with `length` 0. */
+	__le64 addr;
+	/* Bytes; 0 takes everything away (type 1 only). */
+	__le64 length;
+	/* The MR. */
+	__le32 lkey;
+	/* Remote rights, and `ACCESS_ZERO_BASED` (type 2 only). */
+	__le32 access;
+	/* Zero. */
+	__le64 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_bind_mw_args) == 32, "size of virtio_rdma_bind_mw_args");
+static_assert(offsetof(struct virtio_rdma_bind_mw_args, addr) == 0, "offset of virtio_rdma_bind_mw_args.addr");
+static_assert(offsetof(struct virtio_rdma_bind_mw_args, length) == 8, "offset of virtio_rdma_bind_mw_args.length");
+static_assert(offsetof(struct virtio_rdma_bind_mw_args, lkey) == 16, "offset of virtio_rdma_bind_mw_args.lkey");
+static_assert(offsetof(struct virtio_rdma_bind_mw_args, access) == 20, "offset of virtio_rdma_bind_mw_args.access");
+static_assert(offsetof(struct virtio_rdma_bind_mw_args, reserved) == 24, "offset of virtio_rdma_bind_mw_args.reserved");
+
+/* `WR_FLUSH`, at `WQE_SEND_DATA`. */
+struct virtio_rdma_flush_args {
+	/* Bytes from `remote_addr` on; of no meaning with `FLUSH_MR`. */
+	__le64 length;
+	/* `FLUSH_GLOBAL`. */
+	__u8 placement;
+	/* `FLUSH_RANGE` or `FLUSH_MR`. */
+	__u8 selectivity;
+	/* Zero. */
+	__u8 reserved[6];
+};
+static_assert(sizeof(struct virtio_rdma_flush_args) == 16, "size of virtio_rdma_flush_args");
+static_assert(offsetof(struct virtio_rdma_flush_args, length) == 0, "offset of virtio_rdma_flush_args.length");
+static_assert(offsetof(struct virtio_rdma_flush_args, placement) == 8, "offset of virtio_rdma_flush_args.placement");
+static_assert(offsetof(struct virtio_rdma_flush_args, selectivity) == 9, "offset of virtio_rdma_flush_args.selectivity");
+static_assert(offsetof(struct virtio_rdma_flush_args, reserved) == 10, "offset of virtio_rdma_flush_args.reserved");
+
+/* The last 8 bytes of each slot in the send queue of an XRC initiator. */
+struct virtio_rdma_xrc_args {
+	/* The SRQ at the peer. */
+	__le32 remote_srqn;
+	/* Zero. */
+	__le32 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_xrc_args) == 8, "size of virtio_rdma_xrc_args");
+static_assert(offsetof(struct virtio_rdma_xrc_args, remote_srqn) == 0, "offset of virtio_rdma_xrc_args.remote_srqn");
+static_assert(offsetof(struct virtio_rdma_xrc_args, reserved) == 4, "offset of virtio_rdma_xrc_args.reserved");
+
 /* The first 16 bytes of a receive WQE; the SGEs follow it. */
 struct virtio_rdma_recv_wqe {
 	/* Zero. */
@@ -1258,12 +1621,23 @@ struct virtio_rdma_cqe {
 	__le32 imm;
 	/* UD: the sender's QPN. */
 	__le32 src_qpn;
-	/* Nanoseconds on the device's clock, or 0 when the CQ has no timestamps. */
+	/* The device's clock (see `DeviceAttr::hca_core_clock`), or 0 when the CQ has no timestamps. */
 	__le64 timestamp;
 	/* More about an error, for people; 0 otherwise. */
 	__le32 vendor_err;
+	/* UD, with `CQE_WITH_VLAN`: the VLAN of the datagram. */
+	__le16 vlan;
+	/* UD: service level of the datagram. */
+	__u8 sl;
 	/* Zero. */
-	__u8 reserved[20];
+	__u8 reserved0;
+	/*
+	 * Nanoseconds since the beginning of 1970 (UTC) by the host's clock, or 0 when the CQ has no
+	 * timestamps.
+	 */
+	__le64 wall_clock;
+	/* Zero. */
+	__le64 reserved;
 	/* The QP of the work request. */
 	__le32 qpn;
 	/* `WC_*` status. */
@@ -1283,7 +1657,11 @@ static_assert(offsetof(struct virtio_rdma_cqe, imm) == 16, "offset of virtio_rdm
 static_assert(offsetof(struct virtio_rdma_cqe, src_qpn) == 20, "offset of virtio_rdma_cqe.src_qpn");
 static_assert(offsetof(struct virtio_rdma_cqe, timestamp) == 24, "offset of virtio_rdma_cqe.timestamp");
 static_assert(offsetof(struct virtio_rdma_cqe, vendor_err) == 32, "offset of virtio_rdma_cqe.vendor_err");
-static_assert(offsetof(struct virtio_rdma_cqe, reserved) == 36, "offset of virtio_rdma_cqe.reserved");
+static_assert(offsetof(struct virtio_rdma_cqe, vlan) == 36, "offset of virtio_rdma_cqe.vlan");
+static_assert(offsetof(struct virtio_rdma_cqe, sl) == 38, "offset of virtio_rdma_cqe.sl");
+static_assert(offsetof(struct virtio_rdma_cqe, reserved0) == 39, "offset of virtio_rdma_cqe.reserved0");
+static_assert(offsetof(struct virtio_rdma_cqe, wall_clock) == 40, "offset of virtio_rdma_cqe.wall_clock");
+static_assert(offsetof(struct virtio_rdma_cqe, reserved) == 48, "offset of virtio_rdma_cqe.reserved");
 static_assert(offsetof(struct virtio_rdma_cqe, qpn) == 56, "offset of virtio_rdma_cqe.qpn");
 static_assert(offsetof(struct virtio_rdma_cqe, status) == 60, "offset of virtio_rdma_cqe.status");
 static_assert(offsetof(struct virtio_rdma_cqe, opcode) == 61, "offset of virtio_rdma_cqe.opcode");

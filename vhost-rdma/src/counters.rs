@@ -83,6 +83,7 @@ impl Counters {
             rnr_naks: sum(|c| &c.rnr_naks),
             error_completions: sum(|c| &c.error_completions),
             guest_errors: sum(|c| &c.guest_errors),
+            ..Answer::default()
         }
     }
 }

@@ -12,6 +12,8 @@ abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of e
     CMD_QUERY_PORT = 0x0003;
     /// No request, `Counters`.
     CMD_QUERY_COUNTERS = 0x0004;
+    /// No request, `ClockAnswer`.
+    CMD_QUERY_CLOCK = 0x0005;
     /// `AddGidRequest`, no answer.
     CMD_ADD_GID = 0x0010;
     /// `NumberRequest` (the index), no answer.
@@ -24,16 +26,32 @@ abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of e
     CMD_ALLOC_PD = 0x0030;
     /// `NumberRequest`, no answer.
     CMD_DEALLOC_PD = 0x0031;
+    /// No request, `NumberAnswer`.
+    CMD_ALLOC_XRCD = 0x0034;
+    /// `NumberRequest`, no answer.
+    CMD_DEALLOC_XRCD = 0x0035;
     /// `RegMrRequest`, `MrAnswer`.
     CMD_REG_MR = 0x0040;
     /// `NumberRequest`, no answer.
     CMD_DEREG_MR = 0x0041;
     /// `GetDmaMrRequest`, `MrAnswer`.
     CMD_GET_DMA_MR = 0x0042;
+    /// `AllocMrRequest`, `MrAnswer`.
+    CMD_ALLOC_MR = 0x0043;
+    /// `ReregMrRequest`, `MrAnswer`.
+    CMD_REREG_MR = 0x0044;
+    /// `AllocMwRequest`, `MwAnswer`.
+    CMD_ALLOC_MW = 0x0048;
+    /// `NumberRequest`, no answer.
+    CMD_DEALLOC_MW = 0x0049;
     /// `CreateCqRequest`, `NumberAnswer`.
     CMD_CREATE_CQ = 0x0050;
     /// `NumberRequest`, no answer.
     CMD_DESTROY_CQ = 0x0051;
+    /// `ResizeCqRequest`, `NumberAnswer`.
+    CMD_RESIZE_CQ = 0x0052;
+    /// `ModifyCqRequest`, no answer.
+    CMD_MODIFY_CQ = 0x0053;
     /// `CreateQpRequest`, `NumberAnswer`.
     CMD_CREATE_QP = 0x0060;
     /// `ModifyQpRequest`, no answer.
@@ -52,6 +70,10 @@ abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of e
     CMD_DESTROY_SRQ = 0x0073;
     /// `SetAhTableRequest`, no answer.
     CMD_SET_AH_TABLE = 0x0080;
+    /// `McastRequest`, no answer.
+    CMD_ATTACH_MCAST = 0x0090;
+    /// `McastRequest`, no answer.
+    CMD_DETACH_MCAST = 0x0091;
 }
 
 abi_consts! { STATUS_CONSTS, "Status of a command", u32;
@@ -92,6 +114,28 @@ abi_consts! { CAP_CONSTS, "Capabilities, agreed in INIT", u64;
     CAP_UD = 2;
     /// Shared receive queues.
     CAP_SRQ = 4;
+    /// RESIZE_CQ.
+    CAP_CQ_RESIZE = 8;
+    /// MODIFY_CQ.
+    CAP_CQ_MODERATION = 0x10;
+    /// `CQ_FLAG_TIMESTAMP`, QUERY_CLOCK.
+    CAP_TIMESTAMP = 0x20;
+    /// ALLOC_MR, `WR_REG_MR`, `WR_LOCAL_INV`, `WR_SEND_WITH_INV`.
+    CAP_FAST_REG = 0x40;
+    /// ALLOC_MW, DEALLOC_MW, `WR_BIND_MW`, `WR_LOCAL_INV`, `WR_SEND_WITH_INV`.
+    CAP_MW = 0x80;
+    /// REREG_MR.
+    CAP_REREG_MR = 0x100;
+    /// ATTACH_MCAST, DETACH_MCAST, `QP_FLAG_BLOCK_SELF_MCAST`.
+    CAP_MCAST = 0x200;
+    /// ALLOC_XRCD, DEALLOC_XRCD, SRQs and QPs of an XRC domain.
+    CAP_XRC = 0x400;
+    /// `WR_ATOMIC_WRITE`.
+    CAP_ATOMIC_WRITE = 0x800;
+    /// `WR_FLUSH`, `ACCESS_FLUSH_GLOBAL`.
+    CAP_FLUSH = 0x1000;
+    /// `LOCAL_DMA_LKEY`.
+    CAP_LOCAL_DMA_LKEY = 0x2000;
 }
 
 abi_consts! { AH_CONSTS, "Flags of an `AhEntry`", u32;
@@ -119,8 +163,38 @@ abi_consts! { ACCESS_CONSTS, "Access rights (IBA 10.6.3), numbered as in ib_verb
     ACCESS_MW_BIND = 16;
     /// Addresses count from 0.
     ACCESS_ZERO_BASED = 32;
+    /// FLUSH with global visibility.
+    ACCESS_FLUSH_GLOBAL = 256;
     /// Relaxed ordering: accepted, of no effect.
     ACCESS_RELAXED_ORDERING = 1048576;
+}
+
+abi_consts! { KEY_CONSTS, "Keys", u32;
+    /// Local key of all guest-physical memory, in the WQEs of QPs with `QP_FLAG_KERNEL` only.
+    LOCAL_DMA_LKEY = 1;
+    /// The bits of a key that the driver chooses: of an MR of ALLOC_MR and of a memory window.
+    KEY_TAG_MASK = 0xff;
+}
+
+abi_consts! { REREG_CONSTS, "What REREG_MR changes, numbered as in libibverbs", u32;
+    /// The memory: `iova`, `length`, `offset`, `pages`.
+    REREG_TRANSLATION = 1;
+    /// `pdn`.
+    REREG_PD = 2;
+    /// `access`.
+    REREG_ACCESS = 4;
+}
+
+abi_consts! { MW_TYPE_CONSTS, "Types of memory windows, numbered as in libibverbs", u32;
+    /// Type 1: can be bound again and again, and used through any QP of its PD.
+    MW_TYPE_1 = 1;
+    /// Type 2B: bound once and then invalidated, and used through the QP only that bound it.
+    MW_TYPE_2 = 2;
+}
+
+abi_consts! { CQ_FLAG_CONSTS, "Flags of CREATE_CQ", u32;
+    /// CQEs carry `timestamp` and `wall_clock`.
+    CQ_FLAG_TIMESTAMP = 1;
 }
 
 abi_consts! { QP_TYPE_CONSTS, "QP types, numbered as in libibverbs", u8;
@@ -132,13 +206,19 @@ abi_consts! { QP_TYPE_CONSTS, "QP types, numbered as in libibverbs", u8;
     QP_TYPE_UC = 3;
     /// Unreliable datagram.
     QP_TYPE_UD = 4;
+    /// Initiator of an extended reliable connection: sends only.
+    QP_TYPE_XRC_INI = 9;
+    /// Target of an extended reliable connection: receives into the SRQs of its domain only.
+    QP_TYPE_XRC_TGT = 10;
 }
 
 abi_consts! { QP_FLAG_CONSTS, "Flags of CREATE_QP", u8;
-    /// Of a kernel consumer: REG_MR, local_dma_lkey, DMA MRs and QP1 are allowed.
+    /// Of a kernel consumer: `WR_REG_MR`, `LOCAL_DMA_LKEY`, DMA MRs and QP1 are allowed.
     QP_FLAG_KERNEL = 1;
     /// Every send WQE makes a completion.
     QP_FLAG_SIGNAL_ALL = 2;
+    /// UD: what it sends to a multicast group does not come back to itself.
+    QP_FLAG_BLOCK_SELF_MCAST = 4;
 }
 
 abi_consts! { QP_CONSTS, "QPs", u32;

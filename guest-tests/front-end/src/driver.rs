@@ -380,8 +380,12 @@ impl Driver {
     pub fn prepare_cq(&self, entries: u32, vector: u32) -> Result<CqBuffer, CommandError> {
         let buffer = self.0.memory.alloc_scattered(Cq::bytes(entries))?;
         let tables = PageTables::of_buffer(&self.0.memory, &buffer)?;
-        let request =
-            CreateCqRequest { entries: entries.into(), vector: vector.into(), pages: tables.list };
+        let request = CreateCqRequest {
+            entries: entries.into(),
+            vector: vector.into(),
+            pages: tables.list,
+            ..Default::default()
+        };
         Ok(CqBuffer { request, buffer, tables })
     }
 
@@ -464,6 +468,7 @@ impl Driver {
             max_recv_sge: options.max_recv_sge.into(),
             max_inline: options.max_inline.into(),
             pages: tables.list,
+            ..Default::default()
         };
         Ok(QpBuffer { request, buffer, tables, uar, slot })
     }

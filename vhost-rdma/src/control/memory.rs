@@ -96,6 +96,7 @@ impl Call<'_> {
         if !entries.is_power_of_two()
             || entries > limits::MAX_CQE
             || vector >= u32::from(session.vectors)
+            || request.flags.get() != 0
         {
             return Err(INVALID);
         }

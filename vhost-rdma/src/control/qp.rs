@@ -46,6 +46,7 @@ impl Call<'_> {
         let privileged = r.flags & abi::QP_FLAG_KERNEL != 0;
         if r.flags & !(abi::QP_FLAG_KERNEL | abi::QP_FLAG_SIGNAL_ALL) != 0
             || (srq.is_some() && r.rq_entries.get() != 0)
+            || r.xrcdn.get() != 0
         {
             return Err(INVALID);
         }

@@ -32,7 +32,8 @@ impl Call<'_> {
             && max_sge <= limits::MAX_SGE
             && WQE_RECV_DATA + max_sge * size_of::<Sge>() as u32 <= 1 << r.stride_shift
             && r.limit.get() <= entries
-            && r.flags & !abi::QP_FLAG_KERNEL == 0;
+            && r.flags & !abi::QP_FLAG_KERNEL == 0
+            && r.xrcdn.get() == 0;
         if !sound {
             return Err(INVALID);
         }

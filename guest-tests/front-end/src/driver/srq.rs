@@ -44,6 +44,8 @@ impl Driver {
             flags: 0,
             reserved: 0.into(),
             pages: tables.list,
+            xrcdn: 0.into(),
+            cqn: 0.into(),
         };
         let answer: Result<NumberAnswer, _> = self.command(CMD_CREATE_SRQ, request.as_bytes());
         let answer = answer.inspect_err(|_| uar.free_slot(slot))?;
