@@ -60,11 +60,16 @@ struct virtio_rdma_uresp_create_cq {
 	__u32 reserved;
 };
 
-/* Resizing: the new buffer, laid out and zeroed like that of a new CQ. There is no answer. */
+/* Resizing: the new buffer, laid out and zeroed like that of a new CQ. */
 struct virtio_rdma_ureq_resize_cq {
 	__aligned_u64 buf_addr;
 	__u32 buf_bytes;
 	__u32 entries;
+};
+
+struct virtio_rdma_uresp_resize_cq {
+	__u32 old_cqes; /* the device's answer: when the provider goes to the new ring */
+	__u32 reserved;
 };
 
 /* SRQs, those for XRC too. */
@@ -104,7 +109,13 @@ struct virtio_rdma_uresp_create_qp {
 	__u32 slot; /* the QP's bit in the UAR */
 };
 
-/* The driver's own uverbs object, its one method, and the attribute of that. */
+/* Both clocks of the device, read together: QUERY_CLOCK. */
+struct virtio_rdma_uresp_clock {
+	__aligned_u64 timestamp; /* in units of hca_core_clock */
+	__aligned_u64 wall_clock; /* ns since 1970 */
+};
+
+/* The driver's own uverbs object, its methods, and the attributes of those. */
 #define VIRTIO_RDMA_UAPI_NS_SHIFT 12 /* UVERBS_ID_NS_SHIFT */
 enum virtio_rdma_uapi_objects {
 	VIRTIO_RDMA_OBJECT_DOORBELL = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
@@ -113,10 +124,17 @@ enum virtio_rdma_uapi_objects {
 enum virtio_rdma_uapi_methods {
 	/* Notifies the doorbell virtqueue of a vector on the caller's behalf. */
 	VIRTIO_RDMA_METHOD_RING = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
+	/* With VIRTIO_RDMA_CAP_TIMESTAMP: reads the device's clocks. */
+	VIRTIO_RDMA_METHOD_QUERY_CLOCK,
 };
 
 enum virtio_rdma_uapi_ring_attrs {
 	VIRTIO_RDMA_ATTR_RING_VECTOR = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT), /* __u32, in */
+};
+
+enum virtio_rdma_uapi_query_clock_attrs {
+	/* struct virtio_rdma_uresp_clock, out */
+	VIRTIO_RDMA_ATTR_CLOCK_ANSWER = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
 };
 
 #endif
