@@ -2,6 +2,9 @@
 //! A trap for system calls that may block: a seccomp filter on one thread. Used by the tests of every
 //! HCA driver's never-sleep methods.
 
+#[path = "allocator.rs"]
+mod allocator;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
 
