@@ -10,7 +10,7 @@ use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use common::{CAP, LedgerHca, Loopback, Stage, connect, memory, send, until};
+use common::{CAP, LONG, LedgerHca, Loopback, Stage, connect, memory, send, until};
 use rdma_midlayer::driver::{AsyncEvent, CqMemory, Notify, Overflow, Waker};
 use rdma_midlayer::types::{Access, Cqn, QpType, Qpn};
 use rdma_midlayer::work::{RecvWr, SendData, SendFlags, WorkCompletion};
@@ -142,7 +142,7 @@ fn a_handler_may_call_every_verb_that_never_sleeps_and_none_that_may() {
     pair.recv_cq.req_notify_cq(Notify::Next).unwrap();
     for _ in 0..3 {
         pair.message(false);
-        let told = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        let told = receiver.recv_timeout(LONG).unwrap();
         assert_eq!(told, (1, false, false));
     }
     pair.end(&cx);
@@ -202,7 +202,7 @@ fn handlers_of_different_vectors_run_in_parallel() {
     });
     hca.ledger.cqs.lock().unwrap().iter().for_each(|cq| cq.completed(false));
     for _ in 0..2 {
-        receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        receiver.recv_timeout(LONG).unwrap();
     }
     cqs.iter().for_each(|cq| cq.destroy(&cx).unwrap());
     context.dealloc(&cx).unwrap();
@@ -283,7 +283,7 @@ fn a_cq_in_consumer_memory_calls_its_handler_after_each_burst_and_overflows_into
     assert!(matches!(pair.recv_cq.req_notify_cq(Notify::Next), Err(Error::Unsupported(_))));
     pair.message(false);
     pair.message(false);
-    let event = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    let event = receiver.recv_timeout(LONG).unwrap();
     assert_eq!(event, AsyncEvent::CqErr(pair.recv_cq.cqn()));
     pair.end(&cx);
     stage.end(&cx);
@@ -334,13 +334,13 @@ fn events_reach_every_handler_in_the_order_of_dispatch() {
     go.send(()).unwrap();
     for n in 0..1000 {
         let want = events[n % events.len()];
-        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), want);
-        let got = all.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(receiver.recv_timeout(LONG).unwrap(), want);
+        let got = all.recv_timeout(LONG).unwrap();
         assert_eq!(got, (Some(context.id()), want));
     }
     handler.unregister(&cx).unwrap();
     sink.dispatch(AsyncEvent::DeviceFatal);
-    receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    receiver.recv_timeout(LONG).unwrap();
     assert!(all.try_recv().is_err(), "after unregister");
     context.dealloc(&cx).unwrap();
     sink.dispatch(AsyncEvent::DeviceFatal);
@@ -360,7 +360,7 @@ fn an_event_of_the_device_reaches_every_context() {
     });
     hca.events.get().unwrap().dispatch(AsyncEvent::PortActive(1));
     for (context, receiver) in contexts {
-        let event = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        let event = receiver.recv_timeout(LONG).unwrap();
         assert_eq!(event, AsyncEvent::PortActive(1));
         context.dealloc(&cx).unwrap();
     }

@@ -14,7 +14,7 @@ use front_end::{
 
 type TestResult<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 /// A daemon that is killed when dropped.
 struct Program(Child);

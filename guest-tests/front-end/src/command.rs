@@ -15,7 +15,7 @@ use crate::memory::{Buffer, GuestMemory, PAGE};
 use crate::virtqueue::{Piece, SplitRing};
 
 /// How long a command may take before the driver gives the device up.
-pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The status of a command (`STATUS_*` of the interface).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -383,7 +383,7 @@ mod tests {
                     }
                     ring.notify(batch as u16);
                     for (n, head) in heads.iter().enumerate() {
-                        let done = ring.pop_wait(Duration::from_secs(5))?;
+                        let done = ring.pop_wait(Duration::from_secs(60))?;
                         assert_eq!(done, Some((*head, 8)), "round {round}, chain {n}");
                         let mut wanted = round.to_le_bytes().to_vec();
                         wanted.extend((n as u32).to_le_bytes());

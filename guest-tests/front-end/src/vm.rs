@@ -333,7 +333,7 @@ impl Vm {
 
 impl Link {
     fn open(path: &Path, settings: &VmConfig) -> Result<Self, Error> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         let stream = loop {
             match UnixStream::connect(path) {
                 Ok(stream) => break stream,

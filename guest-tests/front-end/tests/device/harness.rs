@@ -18,7 +18,7 @@ use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, SocketConfig, WorkerC
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Longer than anything takes on a loaded machine.
-pub const LONG: Duration = Duration::from_secs(20);
+pub const LONG: Duration = Duration::from_secs(60);
 
 /// In which nothing is expected to happen.
 pub const SHORT: Duration = Duration::from_millis(150);

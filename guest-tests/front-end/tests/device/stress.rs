@@ -79,8 +79,8 @@ fn a_receive_wqe_that_a_peer_waits_for_is_seen_at_once() -> TestResult {
         assert_eq!(a.send_cq.wait_one(LONG)?.status, WC_SUCCESS);
         assert_eq!(b.recv_cq.wait_one(LONG)?.wr_id, n);
     }
-    // Every second one, if half of them were missed.
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    // 131 s, if all of them were missed.
+    assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
     Ok(())
 }
 
