@@ -12,6 +12,11 @@ static const struct rdma_stat_desc vrdma_stat_descs[] = {
 	{ .name = "worker_sleeps" },	 { .name = "tx_bytes" },
 	{ .name = "rx_bytes" },		 { .name = "rnr_naks" },
 	{ .name = "error_completions" }, { .name = "guest_errors" },
+	{ .name = "duplicate_request" }, { .name = "out_of_seq_request" },
+	{ .name = "rcvd_seq_err" },	 { .name = "rcvd_rnr_err" },
+	{ .name = "retry_exceeded_err" }, { .name = "retry_rnr_exceeded_err" },
+	{ .name = "rdma_sends" },	 { .name = "rdma_recvs" },
+	{ .name = "bad_pkey" },		 { .name = "qkey_viol" },
 };
 
 struct rdma_hw_stats *vrdma_alloc_hw_port_stats(struct ib_device *ibdev, u32 port)
