@@ -81,7 +81,7 @@ impl Pair {
     /// What the daemon or the system answers.
     pub fn start(worker_cpu: usize, memory: [u64; 2]) -> Result<Self> {
         let workers = WorkerConfig { count: 1, cpus: Cpus::from(worker_cpu), poll: POLL };
-        Self::with(|cx| Ok(Daemon::start(cx, &DaemonConfig { workers })?), memory)
+        Self::with(|cx| Ok(Daemon::start(cx, &DaemonConfig { workers, hcas: Vec::new() })?), memory)
     }
 
     /// Starts them, with a worker whose turns are the caller's to take.
@@ -105,6 +105,7 @@ impl Pair {
                 mac: [0x52, 0x54, 0, 0, 0, n as u8 + 1],
                 network: 0,
                 vectors: 1,
+                hca: None,
             };
             daemon.add_device(&cx, SocketConfig { path: path.clone(), device })?;
             guests.push(Guest::new(&path, memory)?);

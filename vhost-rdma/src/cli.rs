@@ -2,12 +2,11 @@
 //! What the command line accepts, and what it says about itself.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
 use log::LevelFilter;
-use vhost_rdma::{Cpus, DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
+use vhost_rdma::{Cpus, DaemonConfig, HcaSpec, SocketConfig, WorkerConfig};
 
 /// Printed by `--print-capabilities`, for management software (vhost-user specification, "Backend
 /// program conventions").
@@ -28,6 +27,8 @@ Start the daemon, then QEMU with one device a socket:
 The device belongs to the guest's network device with the same MAC address (usually its virtio-net).
 Devices of one daemon reach each other, unless net= puts them into different networks.
 
+With --control /run/vhost-rdma.sock it can be changed while it runs: see vhost-rdma-ctl --help.
+
 Signals: SIGTERM and SIGINT end the daemon in order; SIGUSR1 writes every device's counters to the log.";
 
 /// RDMA for virtual machines: a vhost-user back end that gives each VM a virtio-rdma device.
@@ -36,15 +37,27 @@ Signals: SIGTERM and SIGINT end the daemon in order; SIGUSR1 writes every device
 pub struct Cli {
     /// Socket of a VM's device; give it once for each VM.
     ///
-    /// PATH[,mac=MAC][,net=N][,vectors=N][,name=NAME]: mac is that of the guest's network device, for
-    /// front ends that do not give it themselves; net is the network, 0 to start with; vectors is the
-    /// number of completion vectors, 1 to 31 (4); name is for the log.
+    /// PATH[,mac=MAC][,net=N][,vectors=N][,name=NAME][,hca=NAME]: mac is that of the guest's network
+    /// device, for front ends that do not give it themselves; net is the network, 0 to start with;
+    /// vectors is the number of completion vectors, 1 to 31 (4); name is for the log and for
+    /// vhost-rdma-ctl; hca is the HCA behind it, by its name: the first one, if not given.
     #[arg(
         long = "socket-path",
         value_name = "PATH[,KEY=VALUE…]",
-        required_unless_present = "print_capabilities"
+        required_unless_present_any = ["print_capabilities", "control"]
     )]
-    sockets: Vec<SocketArg>,
+    sockets: Vec<SocketConfig>,
+
+    /// An HCA; may be given several times. Without it there is the soft HCA, `soft0=soft`.
+    ///
+    /// [NAME=]DRIVER[:DEVICE][,KEY=VALUE…]: NAME is what hca= of --socket-path and vhost-rdma-ctl call
+    /// it. Drivers: soft, an HCA in software, for VMs of this daemon.
+    #[arg(long = "hca", value_name = "[NAME=]DRIVER[:DEVICE][,KEY=VALUE…]")]
+    hcas: Vec<HcaSpec>,
+
+    /// Management socket, for vhost-rdma-ctl: HCAs and devices come and go at run time.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
 
     /// Threads that carry the data path; as many as --cpus lists, else half of the CPUs, and at least
     /// 1, if not given.
@@ -79,54 +92,13 @@ impl Cli {
                 cpus: self.cpus.clone().unwrap_or_default(),
                 poll: Duration::from_micros(self.poll_us.into()),
             },
+            hcas: self.hcas.clone(),
         }
     }
 
     /// The devices to add.
     pub fn socket_configs(&self) -> impl Iterator<Item = SocketConfig> + '_ {
-        self.sockets.iter().map(|s| s.0.clone())
-    }
-}
-
-/// One `--socket-path`.
-#[derive(Clone, Debug)]
-struct SocketArg(SocketConfig);
-
-impl FromStr for SocketArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let path = parts.next().filter(|p| !p.is_empty()).ok_or("the path is missing")?;
-        let path = PathBuf::from(path);
-        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let mut device = DeviceConfig { name: stem, mac: [0; 6], network: 0, vectors: 4 };
-        for part in parts {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| format!("'{part}' is not KEY=VALUE"))?;
-            match key {
-                "mac" => device.mac = mac(value)?,
-                "net" => device.network = value.parse().map_err(|e| format!("net={value}: {e}"))?,
-                "name" => device.name = value.to_owned(),
-                "vectors" => {
-                    device.vectors = match value.parse() {
-                        Ok(n @ 1..=31) => n,
-                        _ => return Err(format!("vectors={value}: 1 to 31")),
-                    }
-                }
-                _ => return Err(format!("unknown key '{key}': mac, net, vectors, name")),
-            }
-        }
-        Ok(Self(SocketConfig { path, device }))
-    }
-}
-
-fn mac(text: &str) -> Result<[u8; 6], String> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();
-    match bytes.as_deref() {
-        Some(&[first, b, c, d, e, f]) if first & 1 == 0 => Ok([first, b, c, d, e, f]),
-        Some([_, _, _, _, _, _]) => Err(format!("mac={text}: a multicast address")),
-        _ => Err(format!("mac={text}: six bytes in hexadecimal, like 52:54:00:12:34:56")),
+        self.sockets.iter().cloned()
     }
 }
 
@@ -138,27 +110,5 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_socket_takes_its_options_and_names_what_is_wrong() {
-        let all: SocketArg =
-            "/a/b.sock,mac=52:54:00:00:00:01,net=7,vectors=2,name=x".parse().unwrap();
-        assert_eq!(all.0.path, PathBuf::from("/a/b.sock"));
-        assert_eq!((all.0.device.network, all.0.device.vectors), (7, 2));
-        assert_eq!(all.0.device.mac, [0x52, 0x54, 0, 0, 0, 1]);
-        let plain: SocketArg = "/a/b.sock".parse().unwrap();
-        assert_eq!(plain.0.device.name, "b");
-        for (bad, word) in [
-            (",mac=1", "path"),
-            ("a,mac=1", "mac="),
-            ("a,mac=01:00:00:00:00:00", "multicast"),
-            ("a,vectors=32", "1 to 31"),
-            ("a,b", "KEY=VALUE"),
-            ("a,b=c", "unknown key"),
-        ] {
-            let error = bad.parse::<SocketArg>().unwrap_err();
-            assert!(error.contains(word), "{bad}: {error}");
-        }
     }
 }

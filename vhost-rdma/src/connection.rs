@@ -74,9 +74,18 @@ impl Connection {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Whether a front end is connected.
+    pub fn is_connected(&self) -> bool {
+        self.shared.serving.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
 }
 
-fn clear_stale(path: &Path) -> io::Result<()> {
+/// Removes a socket that nobody listens on.
+///
+/// # Errors
+/// When something else is there, in words for an operator.
+pub(crate) fn clear_stale(path: &Path) -> io::Result<()> {
     let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
     let refuse = |why: &str| {
         let text = format!("{}: {why}", path.display());

@@ -4,11 +4,22 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use virtio_rdma_abi::control::Counters as Answer;
+use virtio_rdma_abi::control::{self, Counters as Answer};
+use zerocopy::IntoBytes;
 
 use crate::cq::CqPath;
 use crate::qp::QpPath;
 use crate::srq::SrqPath;
+
+/// An answer's counts with their names.
+pub fn named(answer: &Answer) -> impl Iterator<Item = (&'static str, u64)> {
+    let description = control::STRUCTS.iter().find(|s| s.name == "Counters");
+    let fields = description.map_or(&[][..], |description| description.fields);
+    fields.iter().filter_map(|field| {
+        let bytes = answer.as_bytes().get(field.offset..field.offset + 8)?;
+        Some((field.name, u64::from_le_bytes(bytes.try_into().ok()?)))
+    })
+}
 
 /// Counts of rare things, and of objects that are gone.
 #[derive(Default)]

@@ -6,12 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hca_backend::soft::{Config as SoftConfig, SoftHca};
 use rdma_midlayer::driver::Poller;
 use rdma_midlayer::{ClientRegistration, MaySleep, Midlayer, Registration, rcu};
 
 use crate::connection::Connection;
 use crate::device::{Device, DeviceConfig};
+use crate::hca::{self, OpenError};
+use crate::spec::HcaSpec;
 use crate::worker::{Worker, WorkerConfig, Workers};
 
 /// How to start a daemon.
@@ -19,6 +20,8 @@ use crate::worker::{Worker, WorkerConfig, Workers};
 pub struct DaemonConfig {
     /// The workers.
     pub workers: WorkerConfig,
+    /// The HCAs; none: the soft HCA.
+    pub hcas: Vec<HcaSpec>,
 }
 
 /// How to add a device.
@@ -42,18 +45,45 @@ pub enum StartError {
     /// The path is in use by another device of this daemon.
     #[error("{0} is already the socket of a device")]
     PathTaken(PathBuf),
+    /// The name is another HCA's.
+    #[error("there is an HCA '{0}' already")]
+    HcaTaken(String),
+    /// There is no such HCA.
+    #[error("there is no HCA '{0}'; there {list}", list = list(.1))]
+    NoHca(String, Vec<String>),
+    /// An HCA can't be made.
+    #[error("HCA '{0}': {1}")]
+    Hca(String, OpenError),
+    /// No device goes by this name or path.
+    #[error("there is no device '{0}'")]
+    NoDevice(String),
+    /// Several devices have this name.
+    #[error("several devices are named '{0}': give the socket's path")]
+    Ambiguous(String),
+}
+
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "is none".to_owned(),
+        [one] => format!("is '{one}'"),
+        many => format!("are '{}'", many.join("', '")),
+    }
 }
 
 /// A running daemon. `stop` ends it.
 pub struct Daemon {
     midlayer: Midlayer,
     workers: Workers,
-    hca: Option<Plugged>,
+    /// In the order in which they came.
+    hcas: Vec<Plugged>,
+    /// That of devices which name none: the first that there was.
+    default_hca: String,
     sockets: Vec<Socket>,
     next_first: usize,
 }
 
 struct Plugged {
+    spec: HcaSpec,
     registration: Registration,
     pollers: Vec<(Arc<Worker>, Arc<dyn Poller>)>,
 }
@@ -65,48 +95,52 @@ struct Socket {
 }
 
 impl Daemon {
-    /// Starts workers and the soft HCA, without devices. May sleep.
+    /// Starts workers and HCAs, without devices. May sleep.
     ///
     /// # Errors
     /// What the system or the HCA answers.
     pub fn start(cx: &MaySleep, config: &DaemonConfig) -> Result<Self, StartError> {
-        Self::with_workers(cx, Workers::start(&config.workers)?)
+        Self::start_with(cx, Workers::start(&config.workers)?, &config.hcas)
     }
 
-    /// As `start`, with workers of the caller's.
+    /// With workers of the caller's, and the soft HCA.
     ///
     /// # Errors
     /// As `start`.
     pub fn with_workers(cx: &MaySleep, workers: Workers) -> Result<Self, StartError> {
+        Self::start_with(cx, workers, &[])
+    }
+
+    fn start_with(cx: &MaySleep, workers: Workers, hcas: &[HcaSpec]) -> Result<Self, StartError> {
+        let soft = [HcaSpec::default()];
+        let hcas = if hcas.is_empty() { &soft } else { hcas };
         let mut daemon = Self {
             midlayer: Midlayer::new(),
             workers,
-            hca: None,
+            hcas: Vec::new(),
+            default_hca: hcas.first().map(|hca| hca.name.clone()).unwrap_or_default(),
             sockets: Vec::new(),
             next_first: 0,
         };
         // The first of all makes entering cheap for those who read.
         rcu::synchronize(cx);
-        daemon.add_hca(cx)?;
+        for hca in hcas {
+            daemon.add_hca(cx, hca.clone())?;
+        }
         Ok(daemon)
     }
 
-    /// Plugs the soft HCA in: every device's driver sees it come. May sleep. No-op if it is there.
+    /// Plugs an HCA in: the driver of every device that belongs to it sees it come. May sleep.
     ///
     /// # Errors
-    /// What the midlayer answers.
-    pub fn add_hca(&mut self, cx: &MaySleep) -> Result<(), StartError> {
-        if self.hca.is_some() {
-            return Ok(());
+    /// `HcaTaken`, or what keeps the HCA from being made or registered.
+    pub fn add_hca(&mut self, cx: &MaySleep, spec: HcaSpec) -> Result<(), StartError> {
+        if self.hcas.iter().any(|hca| hca.spec.name == spec.name) {
+            return Err(StartError::HcaTaken(spec.name));
         }
         let workers = self.workers.list();
-        let config = SoftConfig {
-            name: "soft0".to_owned(),
-            pollers: workers.len(),
-            limits: Default::default(),
-        };
-        let hca = Arc::new(SoftHca::new(config));
-        let driver: Arc<dyn rdma_midlayer::driver::HcaDriver> = hca;
+        let driver = hca::open(&spec, workers.len())
+            .map_err(|error| StartError::Hca(spec.name.clone(), error))?;
         let pollers: Vec<_> = driver
             .pollers()
             .into_iter()
@@ -114,20 +148,45 @@ impl Daemon {
             .map(|(i, poller)| (workers[i % workers.len()].clone(), poller))
             .collect();
         pollers.iter().for_each(|(worker, poller)| worker.add_poller(poller.clone()));
-        let registration = self.midlayer.register_device(cx, driver)?;
-        self.hca = Some(Plugged { registration, pollers });
+        match self.midlayer.register_device(cx, driver) {
+            Ok(registration) => {
+                self.hcas.push(Plugged { spec, registration, pollers });
+                Ok(())
+            }
+            Err(error) => {
+                pollers.iter().for_each(|(worker, poller)| worker.remove_poller(poller));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Unplugs an HCA: the drivers of its devices see it go, all their objects end. They wait for an
+    /// HCA of this name to come. May sleep.
+    ///
+    /// # Errors
+    /// `NoHca`.
+    pub fn remove_hca(&mut self, cx: &MaySleep, name: &str) -> Result<(), StartError> {
+        let Some(i) = self.hcas.iter().position(|hca| hca.spec.name == name) else {
+            let names = self.hcas.iter().map(|hca| hca.spec.name.clone()).collect();
+            return Err(StartError::NoHca(name.to_owned(), names));
+        };
+        let hca = self.hcas.remove(i);
+        self.unplug(cx, hca);
         Ok(())
     }
 
-    /// Unplugs the HCA: every device's driver sees it go, all its objects end. May sleep.
-    pub fn remove_hca(&mut self, cx: &MaySleep) {
-        let Some(plugged) = self.hca.take() else { return };
-        if let Err(e) = self.midlayer.unregister_device(cx, plugged.registration) {
+    fn unplug(&self, cx: &MaySleep, hca: Plugged) {
+        if let Err(e) = self.midlayer.unregister_device(cx, hca.registration) {
             log::error!("{e}");
         }
-        for (worker, poller) in &plugged.pollers {
+        for (worker, poller) in &hca.pollers {
             worker.remove_poller(poller);
         }
+    }
+
+    /// The HCAs that are plugged in.
+    pub fn hcas(&self) -> impl Iterator<Item = &HcaSpec> {
+        self.hcas.iter().map(|hca| &hca.spec)
     }
 
     /// Adds a device, which waits for its front end from now on. May sleep.
@@ -135,6 +194,8 @@ impl Daemon {
     /// # Errors
     /// `PathTaken`, or what keeps the socket from being made.
     pub fn add_device(&mut self, cx: &MaySleep, config: SocketConfig) -> Result<(), StartError> {
+        let mut config = config;
+        config.device.hca.get_or_insert_with(|| self.default_hca.clone());
         if self.sockets.iter().any(|s| s.connection.path() == config.path) {
             return Err(StartError::PathTaken(config.path));
         }
@@ -148,15 +209,36 @@ impl Daemon {
         Ok(())
     }
 
-    /// Removes the device of a socket: its front end is disconnected. Returns whether there was one.
+    /// Removes a device, named by its socket's path or its own name: its front end is disconnected.
     /// May sleep.
-    pub fn remove_device(&mut self, cx: &MaySleep, path: &Path) -> bool {
-        let Some(i) = self.sockets.iter().position(|s| s.connection.path() == path) else {
-            return false;
-        };
+    ///
+    /// # Errors
+    /// `NoDevice`, `Ambiguous`.
+    pub fn remove_device(&mut self, cx: &MaySleep, name: &str) -> Result<(), StartError> {
+        let i = self.find_device(name)?;
         let socket = self.sockets.remove(i);
         self.end(cx, socket);
-        true
+        Ok(())
+    }
+
+    fn find_device(&self, name: &str) -> Result<usize, StartError> {
+        if let Some(i) = self.sockets.iter().position(|s| s.connection.path() == Path::new(name)) {
+            return Ok(i);
+        }
+        let mut named = (0..self.sockets.len()).filter(|i| self.sockets[*i].device.name() == name);
+        match (named.next(), named.next()) {
+            (Some(i), None) => Ok(i),
+            (None, _) => Err(StartError::NoDevice(name.to_owned())),
+            (Some(_), Some(_)) => Err(StartError::Ambiguous(name.to_owned())),
+        }
+    }
+
+    /// The device of that name or socket.
+    ///
+    /// # Errors
+    /// `NoDevice`, `Ambiguous`.
+    pub fn device(&self, name: &str) -> Result<&Arc<Device>, StartError> {
+        Ok(&self.sockets[self.find_device(name)?].device)
     }
 
     /// The devices.
@@ -164,12 +246,19 @@ impl Daemon {
         self.sockets.iter().map(|s| &s.device)
     }
 
-    /// Ends everything in order: front ends are disconnected, devices leave, the HCA leaves. May sleep.
+    /// The devices with their sockets, and whether a front end is connected there.
+    pub fn sockets(&self) -> impl Iterator<Item = (&Path, &Arc<Device>, bool)> {
+        self.sockets.iter().map(|s| (s.connection.path(), &s.device, s.connection.is_connected()))
+    }
+
+    /// Ends everything in order: front ends are disconnected, devices leave, HCAs leave. May sleep.
     pub fn stop(mut self, cx: &MaySleep) {
         for socket in std::mem::take(&mut self.sockets) {
             self.end(cx, socket);
         }
-        self.remove_hca(cx);
+        for hca in std::mem::take(&mut self.hcas).into_iter().rev() {
+            self.unplug(cx, hca);
+        }
     }
 
     fn end(&self, cx: &MaySleep, socket: Socket) {

@@ -60,6 +60,8 @@ pub struct DeviceConfig {
     pub network: u64,
     /// Completion vectors.
     pub vectors: u16,
+    /// The HCA that it belongs to, by name; none: the daemon's first.
+    pub hca: Option<String>,
 }
 
 /// Whether the front end lets the device touch the VM's memory. Everything that reads or writes it
@@ -153,6 +155,11 @@ impl Device {
         &self.config.name
     }
 
+    /// How it was made.
+    pub fn config(&self) -> &DeviceConfig {
+        &self.config
+    }
+
     /// Completion vectors.
     pub fn vectors(&self) -> u16 {
         self.config.vectors
@@ -217,14 +224,18 @@ impl Device {
         [m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]]
     }
 
-    /// The counters in one line, for the log. May sleep.
-    pub fn report(&self) -> String {
+    /// The counters as they are now. May sleep.
+    pub fn counters(&self) -> virtio_rdma_abi::control::Counters {
         let control = lock(&self.control);
-        let counters = match &control.session {
+        match &control.session {
             Some(session) => session.counters(),
             None => self.gate.counters().answer([].into_iter(), [].into_iter(), [].into_iter()),
-        };
-        format!("{}: {counters:?}", self.name())
+        }
+    }
+
+    /// The counters in one line, for the log. May sleep.
+    pub fn report(&self) -> String {
+        format!("{}: {:?}", self.name(), self.counters())
     }
 
     /// Configuration space as it is now.
@@ -553,6 +564,10 @@ impl Client for Device {
     }
 
     fn add(&self, cx: &MaySleep, device: &Hca) {
+        // Another's HCA is none of ours.
+        if self.config.hca.as_deref().is_some_and(|hca| hca != device.name()) {
+            return;
+        }
         let port = device.query_port(cx, 1).map_err(|e| log::warn!("{}: {e}", device.name())).ok();
         {
             let mut hca = lock(&self.hca);

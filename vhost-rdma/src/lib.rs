@@ -6,7 +6,8 @@
 //! and `vring`; `device` is a client of the midlayer and keeps the gate to the VM's memory (`memory`,
 //! `mapping`); `control` executes a driver's commands on its `session`. The data path: `worker` polls
 //! `door`s by the protocol of `doorbell`, takes turns with each `qp`, which reads and writes `ring`s,
-//! and tells the driver through `events`.
+//! and tells the driver through `events`. An operator names HCAs and devices as `spec` reads them, and
+//! changes them at run time through `management`; `hca` makes HCAs.
 
 pub mod affinity;
 pub mod ah;
@@ -20,12 +21,15 @@ pub mod device;
 pub mod door;
 pub mod doorbell;
 pub mod events;
+pub mod hca;
+pub mod management;
 pub mod mapping;
 pub mod memory;
 pub mod qp;
 pub mod ring;
 pub mod session;
 mod sigbus;
+pub mod spec;
 pub mod srq;
 pub mod vring;
 pub mod worker;
@@ -33,4 +37,6 @@ pub mod worker;
 pub use affinity::Cpus;
 pub use daemon::{Daemon, DaemonConfig, SocketConfig, StartError};
 pub use device::DeviceConfig;
+pub use management::Management;
+pub use spec::HcaSpec;
 pub use worker::WorkerConfig;

@@ -3,18 +3,19 @@
 
 mod cli;
 
+use std::cell::{Cell, RefCell};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::rc::Rc;
 
 use clap::Parser;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rdma_midlayer::MaySleep;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::pipe;
-use std::io::Read;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
-use vhost_rdma::{Daemon, StartError};
+use vhost_rdma::{Daemon, Management, StartError};
 
 use cli::Cli;
 
@@ -42,19 +43,18 @@ fn main() -> ExitCode {
 struct Signals {
     end: UnixStream,
     report: UnixStream,
-    ended: bool,
-    daemon: Arc<Mutex<Daemon>>,
+    ended: Rc<Cell<bool>>,
+    daemon: Rc<RefCell<Daemon>>,
 }
 
 impl MutEventSubscriber for Signals {
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         if events.fd() == self.end.as_raw_fd() {
             let _ = self.end.read(&mut [0; 16]);
-            self.ended = true;
+            self.ended.set(true);
         } else {
             let _ = self.report.read(&mut [0; 16]);
-            let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
-            daemon.devices().for_each(|device| log::info!("{}", device.report()));
+            self.daemon.borrow().devices().for_each(|device| log::info!("{}", device.report()));
         }
     }
 
@@ -76,25 +76,43 @@ fn run(cli: &Cli) -> Result<(), StartError> {
     pipe::register(SIGINT, end_write)?;
     pipe::register(SIGUSR1, report_write)?;
 
-    let daemon = Arc::new(Mutex::new(Daemon::start(&cx, &cli.daemon_config())?));
-    let mut manager: EventManager<Arc<Mutex<Signals>>> =
+    let daemon = Rc::new(RefCell::new(Daemon::start(&cx, &cli.daemon_config())?));
+    let ended = Rc::new(Cell::new(false));
+    let result = serve(
+        &cx,
+        cli,
+        &daemon,
+        Signals { end, report, ended: ended.clone(), daemon: daemon.clone() },
+    );
+    log::info!("ending");
+    if let Some(daemon) = Rc::into_inner(daemon) {
+        daemon.into_inner().stop(&cx);
+    }
+    result
+}
+
+/// Adds what the command line asks for, and serves signals and management until a signal ends it.
+fn serve(
+    cx: &MaySleep,
+    cli: &Cli,
+    daemon: &Rc<RefCell<Daemon>>,
+    signals: Signals,
+) -> Result<(), StartError> {
+    let ended = signals.ended.clone();
+    let mut manager: EventManager<Box<dyn MutEventSubscriber + '_>> =
         EventManager::new().map_err(|e| std::io::Error::other(e.to_string()))?;
-    let signals =
-        Arc::new(Mutex::new(Signals { end, report, ended: false, daemon: daemon.clone() }));
-    manager.add_subscriber(signals.clone());
+    manager.add_subscriber(Box::new(signals));
     for socket in cli.socket_configs() {
         let path = socket.path.clone();
-        daemon.lock().unwrap_or_else(PoisonError::into_inner).add_device(&cx, socket)?;
+        daemon.borrow_mut().add_device(cx, socket)?;
         log::info!("waiting for a front end on {}", path.display());
     }
-    while !signals.lock().unwrap_or_else(PoisonError::into_inner).ended {
-        manager.run().map_err(|e| std::io::Error::other(e.to_string()))?;
+    if let Some(path) = &cli.control {
+        manager.add_subscriber(Box::new(Management::listen(cx, daemon.clone(), path)?));
+        log::info!("waiting for vhost-rdma-ctl on {}", path.display());
     }
-    log::info!("ending");
-    drop(manager);
-    drop(signals);
-    if let Ok(daemon) = Arc::try_unwrap(daemon) {
-        daemon.into_inner().unwrap_or_else(PoisonError::into_inner).stop(&cx);
+    while !ended.get() {
+        manager.run().map_err(|e| std::io::Error::other(e.to_string()))?;
     }
     Ok(())
 }

@@ -103,7 +103,7 @@ fn a_command_without_room_for_a_status_is_not_executed() -> TestResult {
     for room in [0, 1, STATUS_BYTES - 1] {
         let header = driver.next_header(CMD_DEALLOC_PD);
         let bytes = [header.as_bytes(), request.as_bytes()].concat();
-        assert_eq!(driver.command_raw(&bytes, room)?, []);
+        assert_eq!(driver.command_raw(&bytes, room)?, [0_u8; 0]);
     }
     driver.dealloc_pd(&pd)?;
     Ok(())

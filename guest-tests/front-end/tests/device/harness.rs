@@ -13,7 +13,8 @@ use front_end::{
     VmConfig, Wc, access, connect_rc,
 };
 use rdma_midlayer::MaySleep;
-use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
+use vhost_rdma::spec::SOFT_NAME;
+use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, HcaSpec, SocketConfig, WorkerConfig};
 
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -89,10 +90,12 @@ fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc:
     let cx = MaySleep::claim().expect("a new thread");
     let config = DaemonConfig {
         workers: WorkerConfig { count: 2, cpus: Cpus::default(), poll: Duration::from_micros(50) },
+        hcas: Vec::new(),
     };
     let mut daemon = Daemon::start(&cx, &config).expect("the daemon starts");
     for (n, path) in sockets.iter().enumerate() {
-        let device = DeviceConfig { name: format!("vm{n}"), mac: [0; 6], network: 0, vectors: 4 };
+        let device =
+            DeviceConfig { name: format!("vm{n}"), mac: [0; 6], network: 0, vectors: 4, hca: None };
         let config = SocketConfig { path: path.clone(), device };
         daemon.add_device(&cx, config).expect("the device is added");
     }
@@ -100,8 +103,10 @@ fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc:
     let _ = outbox.send(());
     while let Ok(order) = inbox.recv() {
         match order {
-            Order::RemoveHca => daemon.remove_hca(&cx),
-            Order::AddHca => daemon.add_hca(&cx).expect("the HCA is added"),
+            Order::RemoveHca => daemon.remove_hca(&cx, SOFT_NAME).expect("the HCA is removed"),
+            Order::AddHca => {
+                daemon.add_hca(&cx, HcaSpec::default()).expect("the HCA is added");
+            }
         }
         let _ = outbox.send(());
     }

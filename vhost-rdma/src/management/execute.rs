@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Does what a request of the management socket asks for.
+
+use rdma_midlayer::MaySleep;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{Answer, DeviceStatus, HcaStatus, Request};
+use crate::counters;
+use crate::daemon::Daemon;
+use crate::device::Device;
+
+/// Executes one request. May sleep.
+pub fn execute(cx: &MaySleep, daemon: &mut Daemon, request: Request) -> Answer {
+    match try_execute(cx, daemon, request) {
+        Ok(value) => Answer::Ok(value),
+        Err(why) => Answer::Error(why),
+    }
+}
+
+fn try_execute(cx: &MaySleep, daemon: &mut Daemon, request: Request) -> Result<Value, String> {
+    match request {
+        Request::HcaAdd { hca } => {
+            daemon.add_hca(cx, hca.parse()?).map_err(|e| e.to_string())?;
+            log::info!("management: added HCA {hca}");
+            Ok(Value::Null)
+        }
+        Request::HcaRemove { name } => {
+            daemon.remove_hca(cx, &name).map_err(|e| e.to_string())?;
+            log::info!("management: removed HCA {name}");
+            Ok(Value::Null)
+        }
+        Request::HcaList => hcas(daemon),
+        Request::DeviceAdd { device } => {
+            daemon.add_device(cx, device.parse()?).map_err(|e| e.to_string())?;
+            log::info!("management: added device {device}");
+            Ok(Value::Null)
+        }
+        Request::DeviceRemove { name } => {
+            daemon.remove_device(cx, &name).map_err(|e| e.to_string())?;
+            log::info!("management: removed device {name}");
+            Ok(Value::Null)
+        }
+        Request::DeviceList => devices(daemon),
+        Request::Counters { name } => all_counters(daemon, name.as_deref()),
+    }
+}
+
+fn hcas(daemon: &Daemon) -> Result<Value, String> {
+    let status = daemon.hcas().map(|spec| HcaStatus {
+        name: spec.name.clone(),
+        hca: spec.to_string(),
+        devices: daemon
+            .devices()
+            .filter(|device| hca_of(device) == spec.name)
+            .map(|device| device.name().to_owned())
+            .collect(),
+    });
+    to_value(&status.collect::<Vec<_>>())
+}
+
+fn devices(daemon: &Daemon) -> Result<Value, String> {
+    let status = daemon.sockets().map(|(path, device, connected)| {
+        let config = device.config();
+        let mac = config.mac.map(|byte| format!("{byte:02x}")).join(":");
+        DeviceStatus {
+            name: config.name.clone(),
+            socket: path.display().to_string(),
+            mac: (config.mac != [0; 6]).then_some(mac),
+            network: config.network,
+            vectors: config.vectors,
+            hca: hca_of(device).to_owned(),
+            hca_present: device.hca().is_some(),
+            connected,
+            running: device.gate().is_open(),
+        }
+    });
+    to_value(&status.collect::<Vec<_>>())
+}
+
+fn all_counters(daemon: &Daemon, name: Option<&str>) -> Result<Value, String> {
+    let only = name.map(|name| daemon.device(name)).transpose().map_err(|e| e.to_string())?;
+    let wanted = |device: &&Device| only.is_none_or(|only| std::ptr::eq(&**only, *device));
+    let all = daemon
+        .sockets()
+        .filter(|(_, device, _)| wanted(&&***device))
+        .map(|(path, device, _)| {
+            let counts = device.counters();
+            let counts = counters::named(&counts).map(|(name, n)| (name.to_owned(), n.into()));
+            (path.display().to_string(), Value::Object(counts.collect()))
+        })
+        .collect::<Map<_, _>>();
+    Ok(Value::Object(all))
+}
+
+fn hca_of(device: &Device) -> &str {
+    device.config().hca.as_deref().unwrap_or_default()
+}
+
+fn to_value(value: &impl Serialize) -> Result<Value, String> {
+    serde_json::to_value(value).map_err(|e| e.to_string())
+}
