@@ -194,6 +194,9 @@ pub trait CqMemory: Send + Sync {
     /// # Errors
     /// `Overflow` if there is no room: the driver puts the CQ into error and reports it.
     fn push(&self, wc: &WorkCompletion) -> std::result::Result<(), Overflow>;
+
+    /// The CQ moves to other memory (`CqDriver::resize`): no `push` follows. As exclusive as `push`.
+    fn moved(&self) {}
 }
 
 /// A CQ has no room.

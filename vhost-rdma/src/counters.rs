@@ -9,6 +9,7 @@ use zerocopy::IntoBytes;
 
 use crate::cq::CqPath;
 use crate::qp::QpPath;
+use crate::ring::cq::CqRing;
 use crate::srq::SrqPath;
 
 /// An answer's counts with their names.
@@ -60,7 +61,12 @@ impl Counters {
 
     /// Keeps the counts of a CQ that goes.
     pub fn retire_cq(&self, cq: &CqPath) {
-        let counts = cq.ring().counts();
+        cq.with_ring(|ring| self.retire_ring(ring));
+    }
+
+    /// Keeps the counts of a CQ's ring that goes.
+    pub fn retire_ring(&self, ring: &CqRing) {
+        let counts = ring.counts();
         self.completions.fetch_add(counts.completions.get(), Ordering::Relaxed);
         self.error_completions.fetch_add(counts.errors.get(), Ordering::Relaxed);
         self.rx_bytes.fetch_add(counts.rx_bytes.get(), Ordering::Relaxed);

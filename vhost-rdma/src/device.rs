@@ -38,6 +38,10 @@ pub mod limits {
     pub const MAX_QP_WR: u32 = 16_384;
     /// Slots of a completion queue.
     pub const MAX_CQE: u32 = 1 << 22;
+    /// CQEs that an event may wait for.
+    pub const MAX_CQ_COUNT: u16 = 32_767;
+    /// Microseconds that an event may wait.
+    pub const MAX_CQ_PERIOD: u16 = 32_767;
     /// Entries of the table of address handles.
     pub const MAX_AH: u32 = 65_536;
     /// SGEs of a WQE.

@@ -12,6 +12,7 @@
 pub mod affinity;
 pub mod ah;
 pub mod backend;
+mod clock;
 pub mod connection;
 pub mod control;
 pub mod counters;
@@ -25,6 +26,7 @@ pub mod hca;
 pub mod management;
 pub mod mapping;
 pub mod memory;
+pub mod moderation;
 pub mod qp;
 pub mod ring;
 pub mod session;

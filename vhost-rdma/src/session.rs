@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
+use rdma_midlayer::driver::Poller;
 use rdma_midlayer::types::QpState;
 use rdma_midlayer::verbs::{Context, Cq, Mr, Pd, Qp};
 use rdma_midlayer::{MaySleep, rcu};
@@ -14,9 +15,11 @@ use rdma_midlayer::{MaySleep, rcu};
 use crate::ah::AhTable;
 use crate::control::{self, Status};
 use crate::cq::CqPath;
+use crate::device::Device;
 use crate::door::{Door, Uar};
 use crate::mapping::Identity;
 use crate::memory::GuestMemory;
+use crate::moderation::Moderator;
 use crate::qp::QpPath;
 use crate::srq::SrqPath;
 use crate::worker::Worker;
@@ -95,6 +98,8 @@ pub struct Session {
     pub srqs: HashMap<u32, SrqObject>,
     /// The driver's address handles, once it has given the table.
     pub ahs: Option<AhTable>,
+    /// By vector, once a CQ of it wants its events held back.
+    moderators: HashMap<u16, Arc<Moderator>>,
     next_number: u32,
 }
 
@@ -113,6 +118,7 @@ impl Session {
             qps: HashMap::new(),
             srqs: HashMap::new(),
             ahs: None,
+            moderators: HashMap::new(),
             next_number: 1,
         }
     }
@@ -177,6 +183,35 @@ impl Session {
         self.qps.values().for_each(|qp| qp.path.attend());
     }
 
+    /// Who holds back events of a vector's CQs.
+    pub fn moderator(&mut self, device: &Device, vector: u16) -> Option<Arc<Moderator>> {
+        if let Some(there) = self.moderators.get(&vector) {
+            return Some(there.clone());
+        }
+        let new = Moderator::new(device.comp_queue(vector.into())?.clone());
+        device.worker_of(vector).add_poller(new.clone());
+        self.moderators.insert(vector, new.clone());
+        Some(new)
+    }
+
+    /// Ends a CQ; it stays if QPs use it. When it returns, nothing of the device touches its ring.
+    /// May sleep.
+    pub fn end_cq(&mut self, cx: &MaySleep, cqn: u32) -> Option<rdma_midlayer::Result<()>> {
+        // Busy while a QP uses it: the midlayer keeps count.
+        let object = self.cqs.get(&cqn)?;
+        if let Err(e) = object.cq.destroy(cx) {
+            return Some(Err(e));
+        }
+        if let Some(holder) = self.moderators.get(&object.path.vector()) {
+            object.path.lose();
+            holder.forget(cqn);
+            rcu::synchronize(cx);
+        }
+        self.door.gate.counters().retire_cq(&object.path);
+        self.cqs.remove(&cqn);
+        Some(Ok(()))
+    }
+
     /// A UAR and a slot of it that nobody rings with.
     pub fn free_slot(&self, uarn: u32, slot: u32) -> Result<(Arc<Uar>, u32), Status> {
         let uar = self.uars.get(&uarn).ok_or(control::NO_OBJECT)?;
@@ -231,7 +266,9 @@ impl Session {
             }
         }
         for (cqn, object) in &self.cqs {
-            if !memory.holds(&memory.regions_of(object.path.ring().memory())) {
+            let held =
+                object.path.with_ring(|ring| memory.holds(&memory.regions_of(ring.memory())));
+            if !held {
                 log::warn!("the ring of CQ {cqn} was removed from the VM");
                 object.path.lose();
             }
@@ -282,9 +319,14 @@ impl Session {
                 log("SRQ", srqn, result);
             }
         }
-        for (cqn, object) in self.cqs.drain() {
-            self.door.gate.counters().retire_cq(&object.path);
-            log("CQ", cqn, object.cq.destroy(cx));
+        for cqn in self.cqs.keys().copied().collect::<Vec<_>>() {
+            if let Some(result) = self.end_cq(cx, cqn) {
+                log("CQ", cqn, result);
+            }
+        }
+        for moderator in self.moderators.values() {
+            let poller = moderator.clone() as Arc<dyn Poller>;
+            self.door.workers.iter().for_each(|w| w.remove_poller(&poller));
         }
         for (mrn, object) in self.mrs.drain() {
             log("MR", mrn, object.mr.dereg(cx));

@@ -34,9 +34,20 @@ pub struct Cq {
     shift: u32,
     /// Free-running count of CQEs polled.
     polled: u32,
+    /// Of a ring that was resized away: what is still to be polled there.
+    old: Option<OldRing>,
     arm_sequence: u32,
     qps: Arc<QpTable>,
     queues: Arc<Queues>,
+}
+
+/// A ring that a resize ended: `last` completions were written into it.
+#[derive(Debug)]
+struct OldRing {
+    buffer: Buffer,
+    shift: u32,
+    polled: u32,
+    last: u32,
 }
 
 impl Cq {
@@ -55,6 +66,7 @@ impl Cq {
             buffer,
             shift: entries.trailing_zeros(),
             polled: 0,
+            old: None,
             arm_sequence: 0,
             qps,
             queues,
@@ -128,15 +140,43 @@ impl Cq {
         self.buffer.map().u32(CONSUMER).store(self.polled, Ordering::Release);
     }
 
+    /// After RESIZE_CQ: the old ring got `last` completions, the rest comes to the new one. All of an
+    /// older ring must have been polled.
+    pub(crate) fn move_to(&mut self, buffer: Buffer, entries: u32, last: u32) {
+        buffer.set_with_device(true);
+        self.buffer.set_with_device(false);
+        let buffer = std::mem::replace(&mut self.buffer, buffer);
+        self.old = Some(OldRing { buffer, shift: self.shift, polled: self.polled, last });
+        (self.shift, self.polled, self.arm_sequence) = (entries.trailing_zeros(), 0, 0);
+    }
+
+    /// The slot behind the last completion of the ring that the last resize ended, as it stands there.
+    pub fn end_of_old_ring(&self) -> Option<Wc> {
+        let OldRing { buffer, shift, last, .. } = self.old.as_ref()?;
+        read_slot(buffer, *shift, *last)
+    }
+
+    #[cold]
+    fn next_of_old(&mut self) -> Option<Wc> {
+        let old = self.old.as_mut()?;
+        if old.polled == old.last {
+            return None;
+        }
+        let wc = read_slot(&old.buffer, old.shift, old.polled)?;
+        old.polled = old.polled.wrapping_add(1);
+        Some(wc)
+    }
+
     #[inline]
     fn next(&mut self) -> Option<Wc> {
-        let slot = self.polled & ((1 << self.shift) - 1);
-        let at = CQ_RING_OFFSET as usize + slot as usize * CQE_BYTES as usize;
-        let lap = u64::from(self.polled >> self.shift);
-        // The phase is bit 0 of the line's last byte.
-        let line = self.buffer.map().load_line(at, |last| (last >> 56) & 1 == (lap & 1) ^ 1)?;
+        if self.old.is_some()
+            && let Some(wc) = self.next_of_old()
+        {
+            return Some(wc);
+        }
+        let wc = read_slot(&self.buffer, self.shift, self.polled)?;
         self.polled = self.polled.wrapping_add(1);
-        Some(Wc::from_line(line))
+        Some(wc)
     }
 
     /// Lets the QP post again. After the consumer count is stored: in a CQ that is just large enough,
@@ -203,4 +243,15 @@ impl Cq {
     pub fn clean(&mut self, qpn: u32) -> Vec<Wc> {
         std::iter::from_fn(|| self.poll_one()).filter(|wc| wc.qpn != qpn).collect()
     }
+}
+
+/// Completion number `n` of a ring of `2^shift` slots, if it is there.
+#[inline]
+fn read_slot(buffer: &Buffer, shift: u32, n: u32) -> Option<Wc> {
+    let slot = n & ((1 << shift) - 1);
+    let at = CQ_RING_OFFSET as usize + slot as usize * CQE_BYTES as usize;
+    let lap = u64::from(n >> shift);
+    // The phase is bit 0 of the line's last byte.
+    let line = buffer.map().load_line(at, |last| (last >> 56) & 1 == (lap & 1) ^ 1)?;
+    Some(Wc::from_line(line))
 }

@@ -3,6 +3,7 @@
 //!
 //! Posting and polling are in `qp.rs` and `cq.rs`.
 
+mod cq;
 mod srq;
 
 use std::collections::HashMap;
@@ -140,7 +141,7 @@ impl Driver {
             abi_minor: (ABI_MINOR as u16).into(),
             num_comp_vectors: queues.vectors().into(),
             status_page: status_page.guest_address(0).into(),
-            capabilities: (CAP_UC | CAP_UD | CAP_SRQ).into(),
+            capabilities: u64::MAX.into(),
         };
         let init = queues.control().command(CMD_INIT, request.as_bytes())?;
         status_page.set_with_device(true);

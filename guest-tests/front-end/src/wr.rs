@@ -154,6 +154,10 @@ pub struct Wc {
     pub src_qpn: u32,
     /// The device's own word about an error.
     pub vendor_err: u32,
+    /// When it was written, by the device's clock; 0 if the CQ does not say.
+    pub timestamp: u64,
+    /// The same by the wall clock.
+    pub wall_clock: u64,
 }
 
 impl Wc {
@@ -171,6 +175,8 @@ impl Wc {
             wqe_count: cqe.wqe_count.get(),
             src_qpn: cqe.src_qpn.get(),
             vendor_err: cqe.vendor_err.get(),
+            timestamp: cqe.timestamp.get(),
+            wall_clock: cqe.wall_clock.get(),
         }
     }
 

@@ -156,13 +156,20 @@ impl CqDriver for Cq {
             return Err(Error::Invalid("number of CQEs"));
         }
         let mut store = self.store.lock();
+        if store.failed {
+            return Err(Error::BadState("the CQ has overflowed"));
+        }
         let old = match (&mut store.place, memory) {
             (Place::Own(ring), None) if ring.len() > cqe as usize => {
                 return Err(Error::Invalid("more completions than that are in the CQ"));
             }
             (Place::Own(_), None) => None,
             (place @ Place::Consumer(_), Some(memory)) => {
-                Some(std::mem::replace(place, Place::Consumer(memory)))
+                let old = std::mem::replace(place, Place::Consumer(memory));
+                if let Place::Consumer(old) = &old {
+                    old.moved();
+                }
+                Some(old)
             }
             (Place::None, _) => return Err(Error::Gone),
             _ => return Err(Error::Invalid("a CQ stays in the memory that it is in")),

@@ -63,7 +63,11 @@ impl Call<'_> {
         let Some(hca) = self.device.hca() else { return 0 };
         let Ok(attr) = hca.query_device(self.cx) else { return 0 };
         let has = |there: bool, cap: u64| if there { cap } else { 0 };
-        has(attr.max_ah > 0, abi::CAP_UC | abi::CAP_UD) | has(attr.max_srq > 0, abi::CAP_SRQ)
+        abi::CAP_CQ_RESIZE
+            | abi::CAP_CQ_MODERATION
+            | abi::CAP_TIMESTAMP
+            | has(attr.max_ah > 0, abi::CAP_UC | abi::CAP_UD)
+            | has(attr.max_srq > 0, abi::CAP_SRQ)
     }
 
     pub(super) fn set_ah_table(mut self) -> Answer {

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! PDs, MRs and CQs.
-
-use std::sync::Arc;
+//! PDs and MRs.
 
 use rdma_midlayer::types::Access;
-use rdma_midlayer::verbs::{CqSpec, Mr};
+use rdma_midlayer::verbs::Mr;
 use virtio_rdma_abi::control as abi;
 
 use super::{Answer, Call, INVALID, NO_OBJECT, NO_RESOURCES, NOT_PERMITTED, bytes, number_answer};
-use crate::cq::CqPath;
 use crate::device::limits;
-use crate::ring::cq::CqRing;
-use crate::session::{CqObject, MrObject, PdObject};
+use crate::session::{MrObject, PdObject};
 
 impl Call<'_> {
     pub(super) fn alloc_pd(mut self) -> Answer {
@@ -83,62 +79,6 @@ impl Call<'_> {
         let session = self.session()?;
         session.mrs.get(&number).ok_or(NO_OBJECT)?.mr.dereg(cx)?;
         session.mrs.remove(&number);
-        Ok(Vec::new())
-    }
-
-    pub(super) fn create_cq(mut self) -> Answer {
-        let request: abi::CreateCqRequest = self.request()?;
-        let (cx, device) = (self.cx, self.device);
-        let memory = device.memory();
-        let session = self.session()?;
-        let entries = request.entries.get();
-        let vector = request.vector.get();
-        if !entries.is_power_of_two()
-            || entries > limits::MAX_CQE
-            || vector >= u32::from(session.vectors)
-            || request.flags.get() != 0
-        {
-            return Err(INVALID);
-        }
-        let buffer = memory.resolve(&request.pages, 0, 0, page_bytes(&request.pages)?)?;
-        if buffer.len() < CqRing::bytes(entries) {
-            return Err(INVALID);
-        }
-        let ring = CqRing::new(Arc::new(buffer), entries);
-        let path = CqPath::new(ring, device.gate().clone(), vector as u16);
-        let queue = device.comp_queue(vector as usize).ok_or(INVALID)?.clone();
-        let handler = {
-            let path = path.clone();
-            move |solicited| {
-                if path.check_arm(solicited) {
-                    queue.raise(path.clone());
-                }
-            }
-        };
-        let cq = session.context.create_cq(
-            cx,
-            CqSpec {
-                cqe: entries,
-                vector,
-                memory: Some(path.clone()),
-                handler: Some(Box::new(handler)),
-            },
-        )?;
-        let cqn = cq.cqn().0;
-        path.name(cqn);
-        session.cqs.insert(cqn, CqObject { cq, path });
-        number_answer(cqn)
-    }
-
-    pub(super) fn destroy_cq(mut self) -> Answer {
-        let number = self.number()?;
-        let cx = self.cx;
-        let session = self.session()?;
-        // Busy while a QP uses it: the midlayer keeps count.
-        let object = session.cqs.get(&number).ok_or(NO_OBJECT)?;
-        object.cq.destroy(cx)?;
-        session.door.gate.counters().retire_cq(&object.path);
-        session.cqs.remove(&number);
         Ok(Vec::new())
     }
 }

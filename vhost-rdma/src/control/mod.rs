@@ -2,6 +2,7 @@
 //! The control virtqueue: takes a driver's commands apart, sees to their order and repetition, and
 //! hands each to its own function. What the commands mean is docs/virtio-rdma.md, "Control commands".
 
+mod cq;
 mod init;
 mod memory;
 mod qp;
@@ -128,6 +129,7 @@ impl Call<'_> {
             abi::CMD_QUERY_DEVICE => self.query_device(),
             abi::CMD_QUERY_PORT => self.query_port(),
             abi::CMD_QUERY_COUNTERS => self.query_counters(),
+            abi::CMD_QUERY_CLOCK => self.query_clock(),
             abi::CMD_ADD_GID => self.add_gid(),
             abi::CMD_DEL_GID => self.del_gid(),
             abi::CMD_CREATE_UAR => self.create_uar(),
@@ -139,6 +141,8 @@ impl Call<'_> {
             abi::CMD_GET_DMA_MR => self.get_dma_mr(),
             abi::CMD_CREATE_CQ => self.create_cq(),
             abi::CMD_DESTROY_CQ => self.destroy_cq(),
+            abi::CMD_RESIZE_CQ => self.resize_cq(),
+            abi::CMD_MODIFY_CQ => self.modify_cq(),
             abi::CMD_CREATE_QP => self.create_qp(),
             abi::CMD_MODIFY_QP => self.modify_qp(),
             abi::CMD_QUERY_QP => self.query_qp(),
@@ -183,11 +187,13 @@ fn answer_bytes(command: u16) -> usize {
         abi::CMD_QUERY_PORT => size_of::<abi::PortAttr>(),
         abi::CMD_QUERY_COUNTERS => size_of::<abi::Counters>(),
         abi::CMD_REG_MR | abi::CMD_GET_DMA_MR => size_of::<abi::MrAnswer>(),
+        abi::CMD_QUERY_CLOCK => size_of::<abi::ClockAnswer>(),
         abi::CMD_QUERY_QP => size_of::<abi::QpAttr>(),
         abi::CMD_QUERY_SRQ => size_of::<abi::SrqAttr>(),
         abi::CMD_CREATE_UAR
         | abi::CMD_ALLOC_PD
         | abi::CMD_CREATE_CQ
+        | abi::CMD_RESIZE_CQ
         | abi::CMD_CREATE_SRQ
         | abi::CMD_CREATE_QP => size_of::<abi::NumberAnswer>(),
         _ => 0,

@@ -4,6 +4,7 @@
 use virtio_rdma_abi::control as abi;
 
 use super::{Answer, Call, INVALID, Status, bytes};
+use crate::clock;
 use crate::device::limits;
 
 /// IBA port physical states.
@@ -47,6 +48,9 @@ impl Call<'_> {
             max_uar: limits::MAX_UAR.into(),
             max_pkeys: a.max_pkeys.into(),
             local_ca_ack_delay: a.local_ca_ack_delay,
+            hca_core_clock: clock::KHZ.into(),
+            max_cq_count: limits::MAX_CQ_COUNT.into(),
+            max_cq_period: limits::MAX_CQ_PERIOD.into(),
             ..Default::default()
         }))
     }
@@ -70,6 +74,12 @@ impl Call<'_> {
             active_speed: a.active_speed.into(),
             ..Default::default()
         }))
+    }
+
+    pub(super) fn query_clock(mut self) -> Answer {
+        self.session()?;
+        let (timestamp, wall_clock) = clock::both();
+        Ok(bytes(&abi::ClockAnswer { timestamp: timestamp.into(), wall_clock: wall_clock.into() }))
     }
 
     pub(super) fn query_counters(self) -> Answer {

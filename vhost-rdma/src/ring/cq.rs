@@ -12,9 +12,11 @@ use rdma_midlayer::types::WcStatus;
 use rdma_midlayer::work::WorkCompletion;
 use virtio_rdma_abi::ring::{
     CQ_RING_OFFSET, CQ_STATE_OVERFLOW, CQE_BYTES, CQE_SEND_QUEUE, CqDeviceLine, CqGuestLine, Cqe,
+    WC_OP_RESIZE,
 };
 
 use super::{Count, phase_of};
+use crate::clock;
 
 const CONSUMER: u64 = offset_of!(CqGuestLine, consumer) as u64;
 const ARM: u64 = offset_of!(CqGuestLine, arm) as u64;
@@ -26,6 +28,7 @@ const STATE: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, state) as u64;
 const _: () = {
     assert!(offset_of!(Cqe, wqe_count) == 8 && offset_of!(Cqe, byte_len) == 12);
     assert!(offset_of!(Cqe, imm) == 16 && offset_of!(Cqe, src_qpn) == 20);
+    assert!(offset_of!(Cqe, timestamp) == 24 && offset_of!(Cqe, wall_clock) == 40);
     assert!(offset_of!(Cqe, vendor_err) == 32 && offset_of!(Cqe, qpn) == 56);
     assert!(offset_of!(Cqe, status) == 60 && offset_of!(Cqe, opcode) == 61);
     assert!(offset_of!(Cqe, flags) == 62 && offset_of!(Cqe, phase) == 63);
@@ -40,6 +43,8 @@ pub struct CqRing {
     /// full.
     consumed: AtomicU32,
     fired: AtomicU32,
+    /// CQEs say when they were written.
+    stamps: bool,
     counts: Counts,
 }
 
@@ -60,14 +65,16 @@ impl CqRing {
         u64::from(CQ_RING_OFFSET) + u64::from(entries) * u64::from(CQE_BYTES)
     }
 
-    /// A ring of a power of two of slots, in memory of at least `bytes(entries)`.
-    pub fn new(memory: Arc<UserMemory>, entries: u32) -> Self {
+    /// A ring of a power of two of slots, in memory of at least `bytes(entries)`; `stamps`: its CQEs
+    /// say when they were written.
+    pub fn new(memory: Arc<UserMemory>, entries: u32, stamps: bool) -> Self {
         Self {
             memory,
             entries,
             produced: AtomicU32::new(0),
             consumed: AtomicU32::new(0),
             fired: AtomicU32::new(0),
+            stamps,
             counts: Counts::default(),
         }
     }
@@ -91,22 +98,17 @@ impl CqRing {
             | u64::from(wc.opcode.code()) << 40
             | u64::from(flags) << 48
             | phase_of(n, self.entries) << 56;
+        let (timestamp, wall_clock) = if self.stamps { clock::both() } else { (0, 0) };
         let body = [
             wc.wr_id,
             u64::from(wc.ticket) | u64::from(wc.byte_len) << 32,
             u64::from(wc.imm) | u64::from(wc.src_qpn.0) << 32,
-            0,
+            timestamp,
             wc.vendor_err.into(),
-            0,
+            wall_clock,
             0,
         ];
-        let at =
-            u64::from(CQ_RING_OFFSET) + u64::from(n & (self.entries - 1)) * u64::from(CQE_BYTES);
-        let line = self.memory.line(at).ok_or(Overflow)?;
-        for (to, word) in line.iter().zip(body) {
-            to.store(word.to_le(), Ordering::Relaxed);
-        }
-        line[7].store(last.to_le(), Ordering::Release);
+        self.write(n, body, last).ok_or(Overflow)?;
         self.produced.store(n.wrapping_add(1), Ordering::Relaxed);
         self.counts.completions.add(1);
         match wc.status {
@@ -115,6 +117,38 @@ impl CqRing {
             _ => self.counts.errors.add(1),
         }
         Ok(())
+    }
+
+    /// Writes slot `n`, its last word last.
+    #[inline]
+    fn write(&self, n: u32, body: [u64; 7], last: u64) -> Option<()> {
+        let at =
+            u64::from(CQ_RING_OFFSET) + u64::from(n & (self.entries - 1)) * u64::from(CQE_BYTES);
+        let line = self.memory.line(at)?;
+        for (to, word) in line.iter().zip(body) {
+            to.store(word.to_le(), Ordering::Relaxed);
+        }
+        line[7].store(last.to_le(), Ordering::Release);
+        Some(())
+    }
+
+    /// The ring ends here: what follows is in another one. As `push`: one thread at a time.
+    pub fn end(&self) {
+        let n = self.produced();
+        if self.has_room(n) {
+            let last = u64::from(WC_OP_RESIZE) << 40 | phase_of(n, self.entries) << 56;
+            let _ = self.write(n, [0; 7], last);
+        }
+    }
+
+    /// Free-running count of the CQEs written.
+    pub fn produced(&self) -> u32 {
+        self.produced.load(Ordering::Relaxed)
+    }
+
+    /// Whether CQEs say when they were written.
+    pub fn stamps(&self) -> bool {
+        self.stamps
     }
 
     /// A driver that lets its count jump has a full ring, or overwrites its own CQEs.
@@ -130,7 +164,7 @@ impl CqRing {
     }
 
     /// After CQEs were written: whether the driver wants an event for them, which this uses up.
-    /// Returns the arm sequence that the event answers. One thread at a time.
+    /// Returns the arm sequence that the event answers.
     pub fn take_arm(&self, solicited: bool) -> Option<u32> {
         // The driver: arm, fence, poll. We: write a CQE, fence, look at the arming.
         full_fence();
@@ -139,7 +173,8 @@ impl CqRing {
         if arm == fired || (arm & 1 != 0 && !solicited) {
             return None;
         }
-        self.fired.store(arm, Ordering::Relaxed);
+        // The thread of a resize may be at it too: one of them tells.
+        self.fired.compare_exchange(fired, arm, Ordering::Relaxed, Ordering::Relaxed).ok()?;
         self.memory.atomic_u32(FIRED)?.store(arm.to_le(), Ordering::Release);
         Some(arm)
     }
@@ -164,7 +199,7 @@ mod tests {
     use zerocopy::FromBytes;
 
     fn ring() -> CqRing {
-        CqRing::new(memory(4096), 4)
+        CqRing::new(memory(4096), 4, false)
     }
 
     fn wc(wr_id: u64, opcode: WcOpcode) -> WorkCompletion {
@@ -215,6 +250,33 @@ mod tests {
         }
         assert_eq!(ring.push(&wc(4, WcOpcode::Send)), Err(Overflow));
         assert_eq!(ring.memory.atomic_u32(STATE).unwrap().load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_ring_that_ends_says_so_unless_it_is_full() {
+        let ring = ring();
+        ring.push(&wc(1, WcOpcode::Send)).unwrap();
+        ring.end();
+        assert_eq!(cqe(&ring, 1).unwrap().opcode, WC_OP_RESIZE);
+        assert_eq!(ring.produced(), 1, "it is no completion");
+        let full = self::ring();
+        (0..4).for_each(|n| full.push(&wc(n, WcOpcode::Send)).unwrap());
+        full.end();
+        assert_eq!(cqe(&full, 0).unwrap().wr_id.get(), 0, "nothing is overwritten");
+        assert_ne!(cqe(&full, 0).unwrap().opcode, WC_OP_RESIZE);
+    }
+
+    #[test]
+    fn cqes_say_when_they_were_written_if_they_shall() {
+        let stamped = CqRing::new(memory(4096), 4, true);
+        stamped.push(&wc(1, WcOpcode::Send)).unwrap();
+        stamped.push(&wc(2, WcOpcode::Send)).unwrap();
+        let (a, b) = (cqe(&stamped, 0).unwrap(), cqe(&stamped, 1).unwrap());
+        assert!(a.timestamp.get() > 0 && b.timestamp.get() >= a.timestamp.get());
+        assert!(a.wall_clock.get() > 1_600_000_000_000_000_000, "after 2020");
+        let plain = ring();
+        plain.push(&wc(1, WcOpcode::Send)).unwrap();
+        assert_eq!(cqe(&plain, 0).unwrap().timestamp.get(), 0);
     }
 
     #[test]

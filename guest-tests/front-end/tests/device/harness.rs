@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use front_end::abi::control::*;
 use front_end::abi::ring::{WC_SUCCESS, WC_WR_FLUSH_ERR};
 use front_end::{
     Buffer, CommandError, Cq, Driver, Mr, Pd, Qp, QpOptions, RcOptions, SendWr, Status, Vm,
@@ -17,6 +18,10 @@ use vhost_rdma::spec::SOFT_NAME;
 use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, HcaSpec, SocketConfig, WorkerConfig};
 
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// What the device can do.
+pub const CAPABILITIES: u64 =
+    CAP_UC | CAP_UD | CAP_SRQ | CAP_CQ_RESIZE | CAP_CQ_MODERATION | CAP_TIMESTAMP;
 
 /// Longer than anything takes on a loaded machine.
 pub const LONG: Duration = Duration::from_secs(60);

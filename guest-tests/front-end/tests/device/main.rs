@@ -9,6 +9,7 @@ mod bad_work;
 mod commands;
 mod completions;
 mod connections;
+mod cq_verbs;
 mod harness;
 mod init;
 mod kinds;
