@@ -22,6 +22,7 @@ mod run_queue;
 mod spin;
 mod srq;
 mod sync;
+pub mod wire;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The responder of a QP (IBA 9.7.4, 9.7.5, 9.8, 9.9.3): requests in order are carried out, and what is
+//! to be answered is queued. A request that came before is answered again; one that comes too early
+//! makes one NAK.
+//!
+//! How answers become packets is in `reply`.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use rdma_midlayer::types::{Access, Psn, Qpn, RKey};
+
+use super::counters::Both;
+use super::dcqcn::Notifier;
+use super::frame::Path;
+use super::headers::{Nak, Syndrome};
+use super::opcode::Kind;
+use super::packet::{Packet, packets, within};
+use super::requester::MAX_MESSAGE;
+
+mod reply;
+
+/// An atomic, as a responder does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Atomic {
+    /// Stores `swap` if `compare` is there.
+    CmpSwap {
+        /// What must be there.
+        compare: u64,
+        /// What is stored.
+        swap: u64,
+    },
+    /// Adds.
+    FetchAdd {
+        /// What is added.
+        add: u64,
+    },
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Invalid request.
+    Invalid,
+    /// The message is longer than the receive WQE.
+    TooLong,
+    /// The key does not allow it.
+    Access,
+    /// The receive WQE makes no sense, or its memory may not be written.
+    Receive,
+}
+
+/// Why there is no receive WQE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWqe {
+    /// None is posted.
+    Empty,
+    /// The one that is there makes no sense; it is in hand.
+    Malformed,
+}
+
+/// What a receive completion says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes of the message.
+    pub len: u32,
+    /// It was a WRITE.
+    pub write: bool,
+    /// Immediate data.
+    pub imm: Option<u32>,
+    /// The key that was invalidated.
+    pub inv: Option<u32>,
+    /// It is a solicited one.
+    pub solicited: bool,
+}
+
+/// The responder's surroundings: remote keys, receive WQEs and their completions. Nothing here sleeps.
+pub trait Host {
+    /// Whether a peer may use some memory so.
+    fn check(&mut self, rkey: RKey, addr: u64, len: u64, access: Access) -> bool;
+    /// Writes for a peer: all of it, or nothing and false.
+    fn write(&mut self, rkey: RKey, addr: u64, from: &[u8]) -> bool;
+    /// Reads for a peer: all of it, or false.
+    fn read(&mut self, rkey: RKey, addr: u64, to: &mut [u8]) -> bool;
+    /// Does an atomic; answers what was there.
+    fn atomic(&mut self, rkey: RKey, addr: u64, atomic: Atomic) -> Result<u64, Refusal>;
+    /// Takes the next receive WQE in hand; answers its bytes. If one is in hand, that.
+    fn take_wqe(&mut self) -> Result<u64, NoWqe>;
+    /// Writes into the WQE in hand.
+    fn receive(&mut self, offset: u64, from: &[u8]) -> bool;
+    /// Takes a key out of use for a SEND with invalidate.
+    fn invalidate(&mut self, key: u32) -> bool;
+    /// Completes the WQE in hand.
+    fn complete(&mut self, received: &Received);
+    /// A request is refused. The WQE in hand tells why, without one an event does; a reliable QP goes to
+    /// ERR.
+    fn refuse(&mut self, why: Refusal);
+    /// The first request has come.
+    fn established(&mut self);
+}
+
+/// What modify has set.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Requests are acknowledged.
+    pub reliable: bool,
+    /// The peer's number.
+    pub dest: Qpn,
+    /// Bytes of payload in a packet.
+    pub mtu: usize,
+    /// What the peer may do.
+    pub access: Access,
+    /// READs and atomics that the peer may have outstanding.
+    pub max_rd_atomic: u8,
+    /// Timer code of RNR NAKs.
+    pub min_rnr_timer: u8,
+}
+
+/// A message that is coming in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    None,
+    Send { done: u64, room: u64 },
+    Write { addr: u64, rkey: RKey, len: u64, done: u64 },
+}
+
+/// A READ or an atomic that was carried out, and may be asked for again.
+#[derive(Clone, Copy, Debug)]
+enum Resource {
+    Read { first: Psn, packets: u32, addr: u64, rkey: RKey, len: u64 },
+    Atomic { psn: Psn, original: u64 },
+}
+
+/// Something to answer.
+#[derive(Clone, Copy, Debug)]
+enum Reply {
+    Answer {
+        psn: Psn,
+        syndrome: Syndrome,
+        msn: u32,
+    },
+    Atomic {
+        psn: Psn,
+        original: u64,
+        msn: u32,
+    },
+    /// A READ's responses from `psn` on.
+    Read {
+        psn: Psn,
+        addr: u64,
+        rkey: RKey,
+        left: u64,
+        started: bool,
+        msn: u32,
+    },
+}
+
+impl Reply {
+    fn psn(&self) -> Psn {
+        match self {
+            Reply::Answer { psn, .. } | Reply::Atomic { psn, .. } | Reply::Read { psn, .. } => *psn,
+        }
+    }
+}
+
+/// How a request ended.
+type Outcome = Result<(), No>;
+
+/// Why a request was not carried out.
+enum No {
+    Rnr,
+    Refused(Refusal),
+}
+
+impl From<Refusal> for No {
+    fn from(why: Refusal) -> Self {
+        Self::Refused(why)
+    }
+}
+
+/// The responder of a QP.
+pub struct Responder {
+    config: Config,
+    path: Option<Path>,
+    epsn: Psn,
+    msn: u32,
+    message: Message,
+    /// A NAK for the sequence, or for want of a WQE, is out: what comes too early is dropped.
+    nak_sent: bool,
+    established: bool,
+    resources: VecDeque<Resource>,
+    replies: VecDeque<Reply>,
+    notifier: Notifier,
+}
+
+impl Responder {
+    /// That expects PSN 0.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            path: None,
+            epsn: Psn::new(0),
+            msn: 0,
+            message: Message::None,
+            nak_sent: false,
+            established: false,
+            resources: VecDeque::new(),
+            replies: VecDeque::new(),
+            notifier: Notifier::default(),
+        }
+    }
+
+    /// Takes over what modify has set.
+    pub fn configure(&mut self, config: Config) {
+        self.config = config;
+    }
+
+    /// Where answers go from now on; `None`: nowhere.
+    pub fn set_path(&mut self, path: Option<Path>) {
+        self.path = path;
+    }
+
+    /// The PSN expected next.
+    pub fn epsn(&self) -> Psn {
+        self.epsn
+    }
+
+    /// Another PSN is expected: requests came another way, or modify said so.
+    pub fn set_epsn(&mut self, psn: Psn) {
+        if psn != self.epsn {
+            self.epsn = psn;
+            self.nak_sent = false;
+        }
+    }
+
+    /// Whether something is to be sent.
+    pub fn has_replies(&self) -> bool {
+        !self.replies.is_empty() || self.notifier.is_due()
+    }
+
+    /// What is to be sent is forgotten.
+    pub fn drop_replies(&mut self) {
+        self.replies.clear();
+        self.notifier.take();
+    }
+
+    /// A packet for this responder had met congestion.
+    pub fn marked(&mut self, now: Instant) {
+        self.notifier.marked(now);
+    }
+
+    /// A request of the peer.
+    pub fn receive(&mut self, packet: &Packet<'_>, host: &mut impl Host, counters: Both<'_>) {
+        if !std::mem::replace(&mut self.established, true) {
+            host.established();
+        }
+        if self.config.reliable {
+            self.receive_reliable(packet, host, counters);
+        } else {
+            self.receive_unreliable(packet, host, counters);
+        }
+    }
+
+    fn receive_reliable(&mut self, packet: &Packet<'_>, host: &mut impl Host, counters: Both<'_>) {
+        let psn = packet.bth.psn;
+        let ahead = psn.since(self.epsn);
+        if ahead > 0 {
+            counters.inc(|c| &c.out_of_seq_request);
+            if !std::mem::replace(&mut self.nak_sent, true) {
+                counters.inc(|c| &c.send_seq_err);
+                self.answer(self.epsn, Syndrome::Nak(Nak::Sequence), counters);
+            }
+            return;
+        }
+        if ahead < 0 {
+            counters.inc(|c| &c.duplicate_request);
+            return self.repeat(packet, counters);
+        }
+        match self.carry_out(packet, host) {
+            Ok(()) => {
+                self.nak_sent = false;
+                if packet.bth.ack_req && matches!(packet.op.kind, Kind::Send | Kind::Write) {
+                    self.answer(psn, Syndrome::Ack, counters);
+                }
+            }
+            Err(No::Rnr) => {
+                counters.inc(|c| &c.send_rnr_err);
+                self.nak_sent = true;
+                self.answer(psn, Syndrome::Rnr(self.config.min_rnr_timer), counters);
+            }
+            Err(No::Refused(why)) => {
+                let nak = match why {
+                    Refusal::Invalid | Refusal::TooLong => Nak::InvalidRequest,
+                    Refusal::Access => Nak::RemoteAccess,
+                    Refusal::Receive => Nak::RemoteOperational,
+                };
+                counters.inc(|c| &c.send_nak);
+                self.message = Message::None;
+                self.answer(psn, Syndrome::Nak(nak), counters);
+                host.refuse(why);
+            }
+        }
+    }
+
+    /// An unreliable connection takes up where a message begins, and loses what is not in order.
+    fn receive_unreliable(
+        &mut self,
+        packet: &Packet<'_>,
+        host: &mut impl Host,
+        counters: Both<'_>,
+    ) {
+        let psn = packet.bth.psn;
+        if psn != self.epsn {
+            counters.inc(|c| &c.out_of_seq_request);
+            self.message = Message::None;
+        } else if packet.op.first {
+            // What was cut off leaves its WQE to this message.
+            self.message = Message::None;
+        }
+        if packet.op.first {
+            self.epsn = psn;
+        } else if self.message == Message::None {
+            return;
+        }
+        match self.carry_out(packet, host) {
+            Ok(()) => {}
+            Err(No::Rnr) => self.message = Message::None,
+            Err(No::Refused(why)) => {
+                self.message = Message::None;
+                host.refuse(why);
+            }
+        }
+        self.epsn = psn.plus(1);
+    }
+
+    /// A request that is in order. On success the PSN has moved on.
+    fn carry_out(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Outcome {
+        self.check_order(packet)?;
+        let next = match packet.op.kind {
+            Kind::Send => self.on_send(packet, host)?,
+            Kind::Write => self.on_write(packet, host)?,
+            Kind::ReadRequest => self.on_read(packet, host)?,
+            Kind::CmpSwap | Kind::FetchAdd => self.on_atomic(packet, host)?,
+            Kind::ReadResponse | Kind::Ack | Kind::AtomicAck | Kind::Cnp => {
+                return Err(Refusal::Invalid.into());
+            }
+        };
+        self.epsn = next;
+        Ok(())
+    }
+
+    /// Whether the opcode may come after what came before, with as much payload (IBA 9.7.4.1.2 to .6).
+    fn check_order(&self, packet: &Packet<'_>) -> Result<(), Refusal> {
+        let op = packet.op;
+        let in_order = match (self.message, op.kind, op.first) {
+            (Message::None, _, first) => first,
+            (Message::Send { .. }, Kind::Send, false) => true,
+            (Message::Write { .. }, Kind::Write, false) => true,
+            _ => false,
+        };
+        let len = packet.payload.len();
+        let fits = match (op.payload(), op.last) {
+            (false, _) => len == 0,
+            (true, false) => len == self.config.mtu && packet.bth.pad == 0,
+            // A last packet that is not an only one has something in it.
+            (true, true) => len <= self.config.mtu && (op.first || len > 0),
+        };
+        if in_order && fits { Ok(()) } else { Err(Refusal::Invalid) }
+    }
+
+    fn on_send(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
+        let (done, room) = match self.message {
+            Message::Send { done, room } => (done, room),
+            _ => (0, take_wqe(host)?),
+        };
+        let total = done + packet.payload.len() as u64;
+        if total > room || total > MAX_MESSAGE {
+            return Err(Refusal::TooLong.into());
+        }
+        if !host.receive(done, packet.payload) {
+            return Err(Refusal::Receive.into());
+        }
+        if !packet.op.last {
+            self.message = Message::Send { done: total, room };
+            return Ok(packet.bth.psn.plus(1));
+        }
+        if packet.op.inv && !host.invalidate(packet.imm) {
+            return Err(Refusal::Access.into());
+        }
+        self.message = Message::None;
+        self.count_message();
+        host.complete(&Received {
+            len: total as u32,
+            write: false,
+            imm: packet.op.imm.then_some(packet.imm),
+            inv: packet.op.inv.then_some(packet.imm),
+            solicited: packet.bth.solicited,
+        });
+        Ok(packet.bth.psn.plus(1))
+    }
+
+    fn on_write(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
+        if !self.config.access.contains(Access::REMOTE_WRITE) {
+            return Err(Refusal::Invalid.into());
+        }
+        let (addr, rkey, len, done) = match self.message {
+            Message::Write { addr, rkey, len, done } => (addr, rkey, len, done),
+            _ => {
+                let reth = packet.reth;
+                let len = u64::from(reth.len);
+                if len > MAX_MESSAGE {
+                    return Err(Refusal::Invalid.into());
+                }
+                // A request without data names nothing (IBA 9.7.4.1.6).
+                if len > 0 && !host.check(reth.rkey, reth.addr, len, Access::REMOTE_WRITE) {
+                    return Err(Refusal::Access.into());
+                }
+                (reth.addr, reth.rkey, len, 0)
+            }
+        };
+        let total = done + packet.payload.len() as u64;
+        if total > len || packet.op.last && total != len || !packet.op.last && total == len {
+            return Err(Refusal::Invalid.into());
+        }
+        if packet.op.imm {
+            take_wqe(host)?;
+        }
+        if !packet.payload.is_empty() && !host.write(rkey, addr.wrapping_add(done), packet.payload)
+        {
+            return Err(Refusal::Access.into());
+        }
+        if !packet.op.last {
+            self.message = Message::Write { addr, rkey, len, done: total };
+            return Ok(packet.bth.psn.plus(1));
+        }
+        self.message = Message::None;
+        self.count_message();
+        if packet.op.imm {
+            host.complete(&Received {
+                len: total as u32,
+                write: true,
+                imm: Some(packet.imm),
+                inv: None,
+                solicited: packet.bth.solicited,
+            });
+        }
+        Ok(packet.bth.psn.plus(1))
+    }
+
+    fn on_read(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
+        let reth = packet.reth;
+        let len = u64::from(reth.len);
+        if !self.config.access.contains(Access::REMOTE_READ)
+            || len > MAX_MESSAGE
+            || !self.may_read_more()
+        {
+            return Err(Refusal::Invalid.into());
+        }
+        if len > 0 && !host.check(reth.rkey, reth.addr, len, Access::REMOTE_READ) {
+            return Err(Refusal::Access.into());
+        }
+        let psn = packet.bth.psn;
+        let count = packets(len, self.config.mtu);
+        self.count_message();
+        self.keep(Resource::Read {
+            first: psn,
+            packets: count,
+            addr: reth.addr,
+            rkey: reth.rkey,
+            len,
+        });
+        self.replies.push_back(Reply::Read {
+            psn,
+            addr: reth.addr,
+            rkey: reth.rkey,
+            left: len,
+            started: false,
+            msn: self.msn,
+        });
+        Ok(psn.plus(count))
+    }
+
+    fn on_atomic(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
+        let eth = packet.atomic;
+        if !self.config.access.contains(Access::REMOTE_ATOMIC)
+            || !eth.addr.is_multiple_of(8)
+            || !self.may_read_more()
+        {
+            return Err(Refusal::Invalid.into());
+        }
+        let atomic = match packet.op.kind {
+            Kind::CmpSwap => Atomic::CmpSwap { compare: eth.compare, swap: eth.swap_add },
+            _ => Atomic::FetchAdd { add: eth.swap_add },
+        };
+        let original = host.atomic(eth.rkey, eth.addr, atomic)?;
+        let psn = packet.bth.psn;
+        self.count_message();
+        self.keep(Resource::Atomic { psn, original });
+        self.replies.push_back(Reply::Atomic { psn, original, msn: self.msn });
+        Ok(psn.plus(1))
+    }
+
+    /// Whether the peer may have one more READ or atomic outstanding.
+    fn may_read_more(&self) -> bool {
+        let waiting = self.replies.iter().filter(|r| !matches!(r, Reply::Answer { .. })).count();
+        waiting < usize::from(self.config.max_rd_atomic)
+    }
+
+    fn keep(&mut self, resource: Resource) {
+        if self.resources.len() >= usize::from(self.config.max_rd_atomic) {
+            self.resources.pop_front();
+        }
+        self.resources.push_back(resource);
+    }
+
+    fn count_message(&mut self) {
+        self.msn = self.msn.wrapping_add(1) & 0xff_ffff;
+    }
+
+    /// Queues an acknowledgement or a NAK; one that waits already says less.
+    fn answer(&mut self, psn: Psn, syndrome: Syndrome, counters: Both<'_>) {
+        if let Some(Reply::Answer { syndrome: Syndrome::Ack, .. }) = self.replies.back() {
+            self.replies.pop_back();
+            counters.inc(|c| &c.ack_deferred);
+        }
+        self.replies.push_back(Reply::Answer { psn, syndrome, msn: self.msn });
+    }
+
+    /// A request that was carried out before (IBA 9.7.5.1.5).
+    fn repeat(&mut self, packet: &Packet<'_>, counters: Both<'_>) {
+        let psn = packet.bth.psn;
+        match packet.op.kind {
+            Kind::Send | Kind::Write => {
+                let done = self.epsn.plus(0xff_ffff);
+                let says_it =
+                    |r: &Reply| matches!(r, Reply::Answer { psn, .. } if psn.since(done) >= 0);
+                if !self.replies.back().is_some_and(says_it) {
+                    self.answer(done, Syndrome::Ack, counters);
+                }
+            }
+            Kind::ReadRequest => self.repeat_read(packet),
+            Kind::CmpSwap | Kind::FetchAdd => {
+                let found = self.resources.iter().find_map(|r| match r {
+                    Resource::Atomic { psn: at, original } if *at == psn => Some(*original),
+                    _ => None,
+                });
+                if let Some(original) = found {
+                    self.insert(Reply::Atomic { psn, original, msn: self.msn });
+                }
+            }
+            Kind::ReadResponse | Kind::Ack | Kind::AtomicAck | Kind::Cnp => {}
+        }
+    }
+
+    /// Part or all of a READ that was carried out: its responses are made again from there.
+    fn repeat_read(&mut self, packet: &Packet<'_>) {
+        let (psn, reth, mtu) = (packet.bth.psn, packet.reth, self.config.mtu as u64);
+        let same = |r: &&Resource| match **r {
+            Resource::Read { first, packets, addr, rkey, len } => {
+                let skip = u64::from(psn.plus(first.get().wrapping_neg()).get()) * mtu;
+                within(psn, first, packets)
+                    && reth.rkey == rkey
+                    && reth.addr == addr.wrapping_add(skip)
+                    && skip + u64::from(reth.len) == len
+            }
+            Resource::Atomic { .. } => false,
+        };
+        let Some(Resource::Read { first, packets, .. }) = self.resources.iter().find(same).copied()
+        else {
+            return;
+        };
+        let of_it =
+            |r: &Reply| matches!(r, Reply::Read { psn, .. } if within(*psn, first, packets));
+        self.replies.retain(|reply| !of_it(reply));
+        self.insert(Reply::Read {
+            psn,
+            addr: reth.addr,
+            rkey: reth.rkey,
+            left: reth.len.into(),
+            started: false,
+            msn: self.msn,
+        });
+    }
+
+    /// Queues an answer before those of later requests. One of the same request is there once.
+    fn insert(&mut self, reply: Reply) {
+        let psn = reply.psn();
+        let at = self.replies.iter().position(|r| r.psn().since(psn) >= 0);
+        let at = at.unwrap_or(self.replies.len());
+        if self
+            .replies
+            .get(at)
+            .is_some_and(|r| r.psn() == psn && !matches!(r, Reply::Answer { .. }))
+        {
+            return;
+        }
+        self.replies.insert(at, reply);
+    }
+}
+
+fn take_wqe(host: &mut impl Host) -> Result<u64, No> {
+    host.take_wqe().map_err(|no| match no {
+        NoWqe::Empty => No::Rnr,
+        NoWqe::Malformed => No::Refused(Refusal::Receive),
+    })
+}
