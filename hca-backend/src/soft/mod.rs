@@ -17,6 +17,7 @@ mod network;
 mod numbers;
 mod place;
 mod poller;
+pub mod port;
 mod qp;
 mod run_queue;
 mod spin;
