@@ -132,7 +132,12 @@ fn objects_come_and_go_while_others_work() -> TestResult {
         ];
         let until = Instant::now() + Duration::from_secs(3);
         let mut result = Ok(());
-        while Instant::now() < until && result.is_ok() {
+        // Some rounds there must be, however slow the machine.
+        let going = || threads.iter().all(|thread| !thread.is_finished());
+        while (Instant::now() < until || rounds.load(Ordering::Relaxed) < 10)
+            && going()
+            && result.is_ok()
+        {
             result = bystander.check();
         }
         stop.store(true, Ordering::Relaxed);
@@ -141,7 +146,6 @@ fn objects_come_and_go_while_others_work() -> TestResult {
         }
         result
     })?;
-    assert!(rounds.load(Ordering::Relaxed) > 10);
     Ok(())
 }
 
