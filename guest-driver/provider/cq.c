@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Completion queues: creating, polling, arming. How a CQE is recognised is in ring.h.
+ * Completion queues: creating, resizing, moderating, ending, and taking out CQEs of QPs that go.
+ * Polling and arming are in poll.c.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -8,138 +9,255 @@
 #include "vrdma.h"
 
 struct vrdma_create_cq_cmd {
-	struct ibv_create_cq ibv_cmd;
+	struct ibv_create_cq_ex ibv_cmd;
 	struct virtio_rdma_ureq_create_cq drv;
 };
-static_assert(offsetof(struct vrdma_create_cq_cmd, drv) == sizeof(struct ibv_create_cq),
+static_assert(offsetof(struct vrdma_create_cq_cmd, drv) == sizeof(struct ibv_create_cq_ex),
 	      "the driver's part follows the core's without a gap");
 
 struct vrdma_create_cq_resp {
-	struct ib_uverbs_create_cq_resp ibv_resp;
+	struct ib_uverbs_ex_create_cq_resp ibv_resp;
 	struct virtio_rdma_uresp_create_cq drv;
 };
 static_assert(offsetof(struct vrdma_create_cq_resp, drv) ==
-		      sizeof(struct ib_uverbs_create_cq_resp),
+		      sizeof(struct ib_uverbs_ex_create_cq_resp),
 	      "the driver's part follows the core's without a gap");
 
-/* The device's numbers are libibverbs's. */
-static_assert((int)VIRTIO_RDMA_WC_OP_SEND == IBV_WC_SEND, "opcodes");
-static_assert((int)VIRTIO_RDMA_WC_OP_RDMA_WRITE == IBV_WC_RDMA_WRITE, "opcodes");
-static_assert((int)VIRTIO_RDMA_WC_OP_RDMA_READ == IBV_WC_RDMA_READ, "opcodes");
-static_assert((int)VIRTIO_RDMA_WC_OP_COMP_SWAP == IBV_WC_COMP_SWAP, "opcodes");
-static_assert((int)VIRTIO_RDMA_WC_OP_FETCH_ADD == IBV_WC_FETCH_ADD, "opcodes");
-static_assert((int)VIRTIO_RDMA_WC_OP_RECV == IBV_WC_RECV, "opcodes");
-static_assert((int)VIRTIO_RDMA_WC_OP_RECV_RDMA_WITH_IMM == IBV_WC_RECV_RDMA_WITH_IMM, "opcodes");
-static_assert((int)VIRTIO_RDMA_WC_WR_FLUSH_ERR == IBV_WC_WR_FLUSH_ERR, "status");
-static_assert((int)VIRTIO_RDMA_WC_RETRY_EXC_ERR == IBV_WC_RETRY_EXC_ERR, "status");
-static_assert((int)VIRTIO_RDMA_WC_RNR_RETRY_EXC_ERR == IBV_WC_RNR_RETRY_EXC_ERR, "status");
-static_assert((int)VIRTIO_RDMA_WC_FATAL_ERR == IBV_WC_FATAL_ERR, "status");
-static_assert((int)VIRTIO_RDMA_WC_GENERAL_ERR == IBV_WC_GENERAL_ERR, "status");
-static_assert((int)VIRTIO_RDMA_CQE_WITH_IMM * 2 == IBV_WC_WITH_IMM, "see vrdma_wc_flags()");
-static_assert((int)VIRTIO_RDMA_CQE_WITH_INV * 4 == IBV_WC_WITH_INV, "see vrdma_wc_flags()");
-static_assert((int)VIRTIO_RDMA_CQE_GRH / 4 == IBV_WC_GRH, "see vrdma_wc_flags()");
+struct vrdma_resize_cq_cmd {
+	struct ibv_resize_cq ibv_cmd;
+	struct virtio_rdma_ureq_resize_cq drv;
+};
+static_assert(offsetof(struct vrdma_resize_cq_cmd, drv) == sizeof(struct ibv_resize_cq),
+	      "the driver's part follows the core's without a gap");
 
-static unsigned int vrdma_wc_flags(uint8_t flags)
+struct vrdma_resize_cq_resp {
+	struct ib_uverbs_resize_cq_resp ibv_resp;
+	struct virtio_rdma_uresp_resize_cq drv;
+};
+static_assert(offsetof(struct vrdma_resize_cq_resp, drv) ==
+		      sizeof(struct ib_uverbs_resize_cq_resp),
+	      "the driver's part follows the core's without a gap");
+
+#define VRDMA_WC_FLAGS                                                               \
+	((uint64_t)IBV_WC_STANDARD_FLAGS | IBV_WC_EX_WITH_COMPLETION_TIMESTAMP |     \
+	 IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK)
+#define VRDMA_WC_TIMESTAMPS                                 \
+	((uint64_t)IBV_WC_EX_WITH_COMPLETION_TIMESTAMP |    \
+	 IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK)
+
+/* Makes a ring of at least `cqe` slots. 0 or an errno. */
+static int vrdma_cq_ring_init(struct vrdma_context *ctx, struct vrdma_cq_ring *ring, uint32_t cqe,
+			      struct ibv_pd *pd)
 {
-	return (flags & VIRTIO_RDMA_CQE_WITH_IMM) * 2u + (flags & VIRTIO_RDMA_CQE_WITH_INV) * 4u +
-	       (flags & VIRTIO_RDMA_CQE_GRH) / 4u;
+	uint8_t shift = vrdma_shift_for(cqe, 0);
+	int err;
+
+	ring->ring.entries_shift = shift;
+	ring->ring.entries = UINT32_C(1) << shift;
+	err = vrdma_buf_alloc(ctx, &ring->buf,
+			      VIRTIO_RDMA_CQ_RING_OFFSET +
+				      (size_t)ring->ring.entries * VIRTIO_RDMA_CQE_BYTES,
+			      pd, VRDMA_RESOURCE_CQ);
+	ring->ring.buf = ring->buf.addr;
+	return err;
 }
 
-static struct vrdma_qp *vrdma_cq_find_qp(struct vrdma_cq *cq, uint32_t qpn)
+/* 0 if there can be such a CQ, or an errno. */
+static int vrdma_check_cq_attr(const struct vrdma_context *ctx,
+			       const struct ibv_cq_init_attr_ex *attr)
 {
-	struct vrdma_qp *qp = cq->last_qp;
+	if (attr->comp_mask & ~(uint32_t)(IBV_CQ_INIT_ATTR_MASK_FLAGS | IBV_CQ_INIT_ATTR_MASK_PD))
+		return EOPNOTSUPP;
+	/* An overrun is never ignored here: the device stops writing. */
+	if ((attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_FLAGS) &&
+	    (attr->flags & ~(uint32_t)IBV_CREATE_CQ_ATTR_SINGLE_THREADED))
+		return EOPNOTSUPP;
+	if ((attr->wc_flags & ~VRDMA_WC_FLAGS) ||
+	    ((attr->wc_flags & VRDMA_WC_TIMESTAMPS) && !vrdma_has(ctx, VIRTIO_RDMA_CAP_TIMESTAMP)))
+		return EOPNOTSUPP;
+	if (attr->cqe < 1 || attr->cqe > ctx->info.max_cqe)
+		return EINVAL;
+	if ((attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_PD) &&
+	    (!attr->parent_domain || !to_vpd(attr->parent_domain)->protection_domain))
+		return EINVAL;
+	return 0;
+}
 
-	if (likely(qp && vrdma_ibv_qp(qp)->qp_num == qpn))
-		return qp;
-	qp = vrdma_find_qp(to_vctx(cq->ibv_cq.context), qpn);
-	cq->last_qp = qp;
-	return qp;
+static struct vrdma_cq *vrdma_make_cq(struct ibv_context *context,
+				      const struct ibv_cq_init_attr_ex *attr)
+{
+	struct vrdma_context *ctx = to_vctx(context);
+	struct ibv_cq_init_attr_ex given = *attr;
+	struct vrdma_create_cq_resp resp = {};
+	struct vrdma_create_cq_cmd cmd = {};
+	struct ibv_pd *parent = NULL;
+	bool single_threaded = false;
+	struct vrdma_cq *cq;
+	int err;
+
+	err = vrdma_check_cq_attr(ctx, attr);
+	if (err) {
+		errno = err;
+		return NULL;
+	}
+	if (attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_FLAGS)
+		single_threaded = attr->flags & IBV_CREATE_CQ_ATTR_SINGLE_THREADED;
+	if (attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_PD)
+		parent = attr->parent_domain;
+	cq = calloc(1, sizeof(*cq));
+	if (!cq)
+		return NULL;
+	vrdma_lock_init(&cq->lock, single_threaded || vrdma_single_threaded(parent));
+	atomic_init(&cq->current, &cq->first);
+	cq->newest = &cq->first;
+	err = vrdma_cq_ring_init(ctx, &cq->first, attr->cqe, parent);
+	if (err)
+		goto free_cq;
+
+	cmd.drv.buf_addr = (uintptr_t)cq->first.buf.addr;
+	cmd.drv.buf_bytes = (uint32_t)cq->first.buf.bytes;
+	cmd.drv.entries = cq->first.ring.entries;
+	given.cqe = cq->first.ring.entries;
+	err = ibv_cmd_create_cq_ex(context, &given, &cq->vcq, &cmd.ibv_cmd, sizeof(cmd),
+				   &resp.ibv_resp, sizeof(resp), 0);
+	if (err)
+		goto free_buf;
+	cq->cqn = resp.drv.cqn;
+	cq->ibv_cq.cqe = (int)cq->first.ring.entries;
+	return cq;
+
+free_buf:
+	vrdma_buf_free(&cq->first.buf);
+free_cq:
+	free(cq);
+	errno = err;
+	return NULL;
+}
+
+struct ibv_cq *vrdma_create_cq(struct ibv_context *context, int cqe,
+			       struct ibv_comp_channel *channel, int comp_vector)
+{
+	struct ibv_cq_init_attr_ex attr = {
+		.cqe = cqe < 0 ? 0 : (uint32_t)cqe,
+		.channel = channel,
+		.comp_vector = (uint32_t)comp_vector,
+	};
+	struct vrdma_cq *cq = vrdma_make_cq(context, &attr);
+
+	return cq ? &cq->ibv_cq : NULL;
+}
+
+struct ibv_cq_ex *vrdma_create_cq_ex(struct ibv_context *context, struct ibv_cq_init_attr_ex *attr)
+{
+	struct vrdma_cq *cq = vrdma_make_cq(context, attr);
+
+	if (!cq)
+		return NULL;
+	vrdma_cq_ex_init(&cq->vcq.cq_ex, attr->wc_flags);
+	return &cq->vcq.cq_ex;
+}
+
+/* CQEs of a ring that have not been polled. The caller holds the CQ's lock. */
+static uint32_t vrdma_cq_ring_unpolled(const struct vrdma_cq_ring *ring)
+{
+	uint32_t begin = vrdma_cq_consumer(&ring->ring), end = begin;
+	uint64_t last;
+
+	if (ring->next)
+		return ring->end - begin;
+	while (end - begin < ring->ring.entries && vrdma_cqe_valid(&ring->ring, end, &last))
+		end++;
+	return end - begin;
+}
+
+void vrdma_cq_next_ring(struct vrdma_cq *cq)
+{
+	struct vrdma_cq_ring *ring = atomic_load_explicit(&cq->current, memory_order_relaxed);
+	struct vrdma_cq_ring *old = ring;
+
+	while (ring->next && vrdma_cq_consumer(&ring->ring) == ring->end)
+		ring = ring->next;
+	if (ring == old)
+		return;
+	/* Release: the new ring's members, for who looks without the lock. */
+	atomic_store_explicit(&cq->current, ring, memory_order_release);
+	for (; old != ring; old = old->next)
+		vrdma_buf_forget(&old->buf);
 }
 
 /*
- * At most `num_entries` completions; returns how many. The consumer index is stored once, or once
- * a run of CQEs of the same queue. A CQE of a QP that is not ours any more is dropped;
- * vrdma_destroy_qp() leaves none behind.
+ * Gives the CQ another ring. The CQEs of the old one are polled first, as many as the kernel says:
+ * until it has, nobody may poll or arm, so the lock is held meanwhile.
  */
-int vrdma_poll_cq(struct ibv_cq *ibv_cq, int num_entries, struct ibv_wc *wc)
+int vrdma_resize_cq(struct ibv_cq *ibv_cq, int cqe)
 {
+	struct vrdma_context *ctx = to_vctx(ibv_cq->context);
 	struct vrdma_cq *cq = to_vcq(ibv_cq);
-	struct vrdma_give_back give = {};
-	uint32_t n, before;
-	int polled = 0;
+	struct vrdma_resize_cq_resp resp = {};
+	struct vrdma_resize_cq_cmd cmd = {};
+	struct vrdma_cq_ring *ring;
+	uint32_t unpolled = 0;
+	int err;
 
-	/* Who spins on an empty CQ does so without a locked operation. */
-	if (vrdma_cq_empty(&cq->ring))
-		return 0;
+	if (!vrdma_has(ctx, VIRTIO_RDMA_CAP_CQ_RESIZE))
+		return EOPNOTSUPP;
+	if (cqe < 1 || (uint32_t)cqe > ctx->info.max_cqe)
+		return EINVAL;
+	ring = calloc(1, sizeof(*ring));
+	if (!ring)
+		return ENOMEM;
+	err = vrdma_cq_ring_init(ctx, ring, (uint32_t)cqe,
+				 cq->first.buf.parent ? &cq->first.buf.parent->ibv_pd : NULL);
+	if (err)
+		goto free_ring;
+
 	vrdma_lock(&cq->lock);
-	before = vrdma_cq_consumer(&cq->ring);
-	for (n = before; polled < num_entries; n++) {
-		const struct virtio_rdma_cqe *cqe;
-		struct vrdma_qp *qp;
-		uint64_t last;
-		uint8_t flags;
-
-		if (!vrdma_cqe_valid(&cq->ring, n, &last))
-			break;
-		qp = vrdma_cq_find_qp(cq, vrdma_cqe_qpn(last));
-		if (unlikely(!qp))
-			continue;
-
-		cqe = vrdma_cq_slot(&cq->ring, n);
-		flags = vrdma_cqe_flags(last);
-		vrdma_give_back(&give, &cq->ring, n,
-				flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? &qp->sq : &qp->rq,
-				le32toh(cqe->wqe_count));
-		wc->wr_id = le64toh(cqe->wr_id);
-		wc->status = (enum ibv_wc_status)vrdma_cqe_status(last);
-		wc->opcode = (enum ibv_wc_opcode)vrdma_cqe_opcode(last);
-		wc->vendor_err = le32toh(cqe->vendor_err);
-		wc->byte_len = le32toh(cqe->byte_len);
-		/* Immediate data stays in network order; a key is a number. */
-		if (flags & VIRTIO_RDMA_CQE_WITH_INV)
-			wc->invalidated_rkey = le32toh(cqe->imm);
-		else
-			wc->imm_data = (__be32)cqe->imm;
-		wc->qp_num = vrdma_cqe_qpn(last);
-		wc->src_qp = le32toh(cqe->src_qpn);
-		wc->wc_flags = vrdma_wc_flags(flags);
-		wc->pkey_index = 0;
-		wc->slid = 0;
-		wc->sl = 0;
-		wc->dlid_path_bits = 0;
-		wc++;
-		polled++;
+	for (struct vrdma_cq_ring *each = atomic_load(&cq->current); each; each = each->next)
+		unpolled += vrdma_cq_ring_unpolled(each);
+	if (unpolled > ring->ring.entries) {
+		err = EINVAL;
+		goto unlock;
 	}
-	if (n != before)
-		vrdma_give_back_now(&give, &cq->ring, n);
-	vrdma_unlock(&cq->lock);
-	return polled;
-}
-
-/* No system call: the device looks at the arm word after each burst of CQEs. */
-int vrdma_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
-{
-	struct vrdma_cq *cq = to_vcq(ibv_cq);
-
-	vrdma_lock(&cq->lock);
-	vrdma_cq_arm(&cq->ring, solicited_only != 0);
+	cmd.drv.buf_addr = (uintptr_t)ring->buf.addr;
+	cmd.drv.buf_bytes = (uint32_t)ring->buf.bytes;
+	cmd.drv.entries = ring->ring.entries;
+	err = ibv_cmd_resize_cq(ibv_cq, (int)ring->ring.entries, &cmd.ibv_cmd, sizeof(cmd),
+				&resp.ibv_resp, sizeof(resp));
+	if (err)
+		goto unlock;
+	ibv_cq->cqe = (int)ring->ring.entries;
+	cq->newest->end = resp.drv.old_cqes;
+	cq->newest->next = ring;
+	cq->newest = ring;
+	vrdma_cq_next_ring(cq);
 	vrdma_unlock(&cq->lock);
 	return 0;
+
+unlock:
+	vrdma_unlock(&cq->lock);
+	vrdma_buf_free(&ring->buf);
+free_ring:
+	free(ring);
+	return err;
+}
+
+int vrdma_modify_cq(struct ibv_cq *cq, struct ibv_modify_cq_attr *attr)
+{
+	struct ibv_modify_cq cmd = {};
+
+	return ibv_cmd_modify_cq(cq, attr, &cmd, sizeof(cmd));
 }
 
 /*
  * The device writes behind the last valid CQE only, so the CQEs that stay can move towards it,
  * over those that go. A CQE that moves to another slot takes on the phase of that slot.
  */
-void vrdma_cq_clean(struct vrdma_cq *cq, uint32_t qpn)
+static void vrdma_cq_ring_clean(struct vrdma_cq_ring *cq_ring, uint32_t qpn)
 {
-	struct vrdma_ring_cq *ring = &cq->ring;
-	uint32_t begin = vrdma_cq_consumer(ring), end = begin, gone = 0;
-	uint64_t last;
+	struct vrdma_ring_cq *ring = &cq_ring->ring;
+	uint32_t begin = vrdma_cq_consumer(ring), gone = 0;
+	uint32_t end = begin + vrdma_cq_ring_unpolled(cq_ring);
 
-	cq->last_qp = NULL;
-	while (end - begin < ring->entries && vrdma_cqe_valid(ring, end, &last))
-		end++;
 	for (uint32_t n = end; n-- != begin;) {
 		struct virtio_rdma_cqe *cqe = vrdma_cq_slot(ring, n);
 
@@ -156,64 +274,30 @@ void vrdma_cq_clean(struct vrdma_cq *cq, uint32_t qpn)
 		vrdma_cq_store_consumer(ring, begin + gone);
 }
 
-struct ibv_cq *vrdma_create_cq(struct ibv_context *context, int cqe,
-			       struct ibv_comp_channel *channel, int comp_vector)
+void vrdma_cq_clean(struct vrdma_cq *cq, uint32_t qpn)
 {
-	struct vrdma_context *ctx = to_vctx(context);
-	struct vrdma_create_cq_resp resp = {};
-	struct vrdma_create_cq_cmd cmd = {};
-	struct vrdma_cq *cq;
-	uint8_t shift = 0;
-	size_t bytes;
-	int err;
+	struct vrdma_cq_ring *ring = atomic_load_explicit(&cq->current, memory_order_relaxed);
 
-	if (cqe < 1 || (uint32_t)cqe > ctx->info.max_cqe) {
-		errno = EINVAL;
-		return NULL;
-	}
-	while ((UINT32_C(1) << shift) < (uint32_t)cqe)
-		shift++;
-	cq = calloc(1, sizeof(*cq));
-	if (!cq)
-		return NULL;
-	vrdma_lock_init(&cq->lock);
-	cq->ring.entries_shift = shift;
-	cq->ring.entries = UINT32_C(1) << shift;
-	bytes = VIRTIO_RDMA_CQ_RING_OFFSET + (size_t)cq->ring.entries * VIRTIO_RDMA_CQE_BYTES;
-	cq->buf_bytes = (bytes + ctx->page_size - 1) & ~(ctx->page_size - 1);
-	cq->ring.buf = vrdma_alloc_pages(cq->buf_bytes);
-	if (!cq->ring.buf) {
-		err = errno;
-		goto free_cq;
-	}
-
-	cmd.drv.buf_addr = (uintptr_t)cq->ring.buf;
-	cmd.drv.buf_bytes = (uint32_t)cq->buf_bytes;
-	cmd.drv.entries = cq->ring.entries;
-	err = ibv_cmd_create_cq(context, (int)cq->ring.entries, channel, comp_vector, &cq->ibv_cq,
-				&cmd.ibv_cmd, sizeof(cmd), &resp.ibv_resp, sizeof(resp));
-	if (err)
-		goto free_buf;
-	cq->cqn = resp.drv.cqn;
-	cq->ibv_cq.cqe = (int)cq->ring.entries;
-	return &cq->ibv_cq;
-
-free_buf:
-	vrdma_free_pages(cq->ring.buf, cq->buf_bytes);
-free_cq:
-	free(cq);
-	errno = err;
-	return NULL;
+	cq->last_qp = NULL;
+	for (; ring; ring = ring->next)
+		vrdma_cq_ring_clean(ring, qpn);
+	vrdma_cq_next_ring(cq);
 }
 
 int vrdma_destroy_cq(struct ibv_cq *ibv_cq)
 {
 	struct vrdma_cq *cq = to_vcq(ibv_cq);
+	struct vrdma_cq_ring *ring = cq->first.next, *next;
 	int err = ibv_cmd_destroy_cq(ibv_cq);
 
 	if (err)
 		return err;
-	vrdma_free_pages(cq->ring.buf, cq->buf_bytes);
+	vrdma_buf_free(&cq->first.buf);
+	for (; ring; ring = next) {
+		next = ring->next;
+		vrdma_buf_free(&ring->buf);
+		free(ring);
+	}
 	free(cq);
 	return 0;
 }

@@ -23,6 +23,24 @@ static uint32_t vrdma_put_inline(char *to, const struct ibv_send_wr *wr, uint32_
 	return total;
 }
 
+/* The data of `wr`: SGEs or inline. Says how many of which. 0 or EINVAL. */
+static int vrdma_put_data(const struct vrdma_qp *qp, void *wqe, const struct ibv_send_wr *wr,
+			  uint16_t op, uint32_t *num_sge, uint32_t *inline_length)
+{
+	if (wr->send_flags & IBV_SEND_INLINE) {
+		if (unlikely(!(op & VRDMA_OP_INLINE)))
+			return EINVAL;
+		*inline_length =
+			vrdma_put_inline(vrdma_send_data(wqe), wr, qp->cap.max_inline_data);
+		return unlikely(*inline_length == UINT32_MAX) ? EINVAL : 0;
+	}
+	*num_sge = (uint32_t)wr->num_sge;
+	if (unlikely(*num_sge > qp->cap.max_send_sge))
+		return EINVAL;
+	vrdma_put_sges(vrdma_send_data(wqe), wr->sg_list, *num_sge);
+	return 0;
+}
+
 /* Builds one WQE in the next slot and publishes it. Returns 0 or an errno. */
 static int vrdma_put_send(struct vrdma_qp *qp, const struct ibv_send_wr *wr)
 {
@@ -31,25 +49,20 @@ static int vrdma_put_send(struct vrdma_qp *qp, const struct ibv_send_wr *wr)
 	uint32_t inline_length = 0, num_sge = 0, rkey = 0, imm = 0;
 	uint64_t remote_addr = 0;
 	struct virtio_rdma_send_wqe *wqe;
-	uint8_t op = vrdma_op(opcode);
+	uint16_t op = vrdma_op(opcode);
 
 	if (unlikely(!vrdma_wq_has_room(&qp->sq, 0)))
 		return ENOMEM;
-	if (unlikely(!(op & qp->transport_op) || (flags & ~VRDMA_SEND_FLAGS) || wr->num_sge < 0))
+	if (unlikely(!(op & qp->transport_op) || (op & (qp->refused_op | VRDMA_OP_EX)) ||
+		     (flags & ~VRDMA_SEND_FLAGS) || wr->num_sge < 0))
 		return EINVAL;
 
 	wqe = vrdma_wq_slot(&qp->sq, 0);
-	if (flags & IBV_SEND_INLINE) {
-		if (unlikely(!(op & VRDMA_OP_INLINE)))
+	if (unlikely(op & VRDMA_OP_NO_DATA)) {
+		if (flags & IBV_SEND_INLINE)
 			return EINVAL;
-		inline_length = vrdma_put_inline(vrdma_send_data(wqe), wr, qp->cap.max_inline_data);
-		if (unlikely(inline_length == UINT32_MAX))
-			return EINVAL;
-	} else {
-		num_sge = (uint32_t)wr->num_sge;
-		if (unlikely(num_sge > qp->cap.max_send_sge))
-			return EINVAL;
-		vrdma_put_sges(vrdma_send_data(wqe), wr->sg_list, num_sge);
+	} else if (unlikely(vrdma_put_data(qp, wqe, wr, op, &num_sge, &inline_length))) {
+		return EINVAL;
 	}
 
 	if (qp->transport_op == VRDMA_OP_UD) {
@@ -64,9 +77,18 @@ static int vrdma_put_send(struct vrdma_qp *qp, const struct ibv_send_wr *wr)
 		remote_addr = wr->wr.atomic.remote_addr;
 		rkey = wr->wr.atomic.rkey;
 		vrdma_put_atomic(wqe, wr->wr.atomic.compare_add, wr->wr.atomic.swap);
+	} else if (opcode == IBV_WR_BIND_MW) {
+		rkey = wr->bind_mw.rkey;
+		vrdma_put_bind(wqe, &wr->bind_mw.bind_info);
+	} else if (opcode == IBV_WR_LOCAL_INV) {
+		rkey = wr->invalidate_rkey;
 	}
 	if (op & VRDMA_OP_IMM)
 		imm = wr->imm_data; /* In network order here and in the WQE. */
+	else if (opcode == IBV_WR_SEND_WITH_INV)
+		imm = htole32(wr->invalidate_rkey);
+	if (unlikely(qp->vqp.qp.qp_type == IBV_QPT_XRC_SEND))
+		vrdma_put_xrc(&qp->sq, wqe, wr->qp_type.xrc.remote_srqn);
 
 	wqe->wr_id = htole64(wr->wr_id);
 	wqe->remote_addr = htole64(remote_addr);
@@ -101,25 +123,8 @@ int vrdma_post_send(struct ibv_qp *ibv_qp, struct ibv_send_wr *wr, struct ibv_se
 	}
 	vrdma_unlock(&qp->sq_lock);
 	if (posted)
-		vrdma_notify(qp, &qp->sq_doorbell);
+		vrdma_notify(ibv_qp->context, &qp->sq_doorbell);
 	return err;
-}
-
-/* Builds one receive WQE in the next slot and publishes it. Returns 0 or an errno. */
-static int vrdma_put_recv(struct vrdma_qp *qp, const struct ibv_recv_wr *wr)
-{
-	struct virtio_rdma_recv_wqe *wqe;
-
-	if (unlikely(!vrdma_wq_has_room(&qp->rq, 0)))
-		return ENOMEM;
-	if (unlikely(wr->num_sge < 0 || (uint32_t)wr->num_sge > qp->cap.max_recv_sge))
-		return EINVAL;
-	wqe = vrdma_wq_slot(&qp->rq, 0);
-	vrdma_put_sges((char *)wqe + VIRTIO_RDMA_WQE_RECV_DATA, wr->sg_list,
-		       (uint32_t)wr->num_sge);
-	wqe->wr_id = htole64(wr->wr_id);
-	vrdma_wq_publish(&qp->rq, wqe, (uint32_t)wr->num_sge << 16, 0);
-	return 0;
 }
 
 /* As vrdma_post_send(); allowed in every state but RESET. */
@@ -135,7 +140,9 @@ int vrdma_post_recv(struct ibv_qp *ibv_qp, struct ibv_recv_wr *wr, struct ibv_re
 	}
 	vrdma_lock(&qp->rq_lock);
 	for (; wr; wr = wr->next) {
-		err = vrdma_put_recv(qp, wr);
+		err = vrdma_wq_has_room(&qp->rq, 0) ?
+			      vrdma_put_recv(&qp->rq, wr, qp->cap.max_recv_sge) :
+			      ENOMEM;
 		if (unlikely(err)) {
 			*bad_wr = wr;
 			break;
@@ -144,6 +151,6 @@ int vrdma_post_recv(struct ibv_qp *ibv_qp, struct ibv_recv_wr *wr, struct ibv_re
 	}
 	vrdma_unlock(&qp->rq_lock);
 	if (posted)
-		vrdma_notify(qp, &qp->rq_doorbell);
+		vrdma_notify(ibv_qp->context, &qp->rq_doorbell);
 	return err;
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
  * The provider as libibverbs sees it: which devices are ours, opening and closing them, and the
- * verbs that the kernel carries out alone (device, port, PD, MR). QPs, CQs and the fast path have
- * files of their own.
+ * verbs about the device and its port. All kinds of objects have files of their own.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -22,13 +21,6 @@ struct vrdma_get_context_resp {
 };
 static_assert(offsetof(struct vrdma_get_context_resp, drv) ==
 		      sizeof(struct ib_uverbs_get_context_resp),
-	      "the driver's part follows the core's without a gap");
-
-struct vrdma_alloc_pd_resp {
-	struct ib_uverbs_alloc_pd_resp ibv_resp;
-	struct virtio_rdma_uresp_alloc_pd drv;
-};
-static_assert(offsetof(struct vrdma_alloc_pd_resp, drv) == sizeof(struct ib_uverbs_alloc_pd_resp),
 	      "the driver's part follows the core's without a gap");
 
 /*
@@ -66,62 +58,27 @@ static int vrdma_query_port(struct ibv_context *context, uint8_t port, struct ib
 	return ibv_cmd_query_port(context, port, attr, &cmd, sizeof(cmd));
 }
 
-static struct ibv_pd *vrdma_alloc_pd(struct ibv_context *context)
+/* The device's clock, in units of hca_core_clock, as completion timestamps are. */
+static int vrdma_query_rt_values(struct ibv_context *context, struct ibv_values_ex *values)
 {
-	struct vrdma_alloc_pd_resp resp;
-	struct ibv_alloc_pd cmd;
-	struct ibv_pd *pd;
+	DECLARE_COMMAND_BUFFER(cmd, VIRTIO_RDMA_OBJECT_DOORBELL, VIRTIO_RDMA_METHOD_QUERY_CLOCK, 1);
+	uint32_t wanted = values->comp_mask & IBV_VALUES_MASK_RAW_CLOCK;
+	struct virtio_rdma_uresp_clock clock = {};
 	int err;
 
-	pd = calloc(1, sizeof(*pd));
-	if (!pd)
-		return NULL;
-	err = ibv_cmd_alloc_pd(context, pd, &cmd, sizeof(cmd), &resp.ibv_resp, sizeof(resp));
-	if (err) {
-		free(pd);
-		errno = err;
-		return NULL;
-	}
-	return pd;
-}
-
-static int vrdma_dealloc_pd(struct ibv_pd *pd)
-{
-	int err = ibv_cmd_dealloc_pd(pd);
-
-	if (!err)
-		free(pd);
-	return err;
-}
-
-static struct ibv_mr *vrdma_reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint64_t hca_va,
-				   int access)
-{
-	struct ib_uverbs_reg_mr_resp resp;
-	struct ibv_reg_mr cmd;
-	struct verbs_mr *mr;
-	int err;
-
-	mr = calloc(1, sizeof(*mr));
-	if (!mr)
-		return NULL;
-	err = ibv_cmd_reg_mr(pd, addr, length, hca_va, access, mr, &cmd, sizeof(cmd), &resp,
-			     sizeof(resp));
-	if (err) {
-		free(mr);
-		errno = err;
-		return NULL;
-	}
-	return &mr->ibv_mr;
-}
-
-static int vrdma_dereg_mr(struct verbs_mr *mr)
-{
-	int err = ibv_cmd_dereg_mr(mr);
-
-	if (!err)
-		free(mr);
-	return err;
+	values->comp_mask = 0;
+	if (!wanted)
+		return 0;
+	if (!vrdma_has(to_vctx(context), VIRTIO_RDMA_CAP_TIMESTAMP))
+		return EOPNOTSUPP;
+	fill_attr_out_ptr(cmd, VIRTIO_RDMA_ATTR_CLOCK_ANSWER, &clock);
+	err = execute_ioctl(context, cmd);
+	if (err)
+		return err;
+	values->raw_clock.tv_sec = 0;
+	values->raw_clock.tv_nsec = (long)clock.timestamp;
+	values->comp_mask = wanted;
+	return 0;
 }
 
 /*
@@ -219,26 +176,53 @@ static void vrdma_free_context(struct ibv_context *context)
 }
 
 static const struct verbs_context_ops vrdma_ops = {
+	.alloc_mw = vrdma_alloc_mw,
+	.alloc_parent_domain = vrdma_alloc_parent_domain,
 	.alloc_pd = vrdma_alloc_pd,
+	.alloc_td = vrdma_alloc_td,
+	.attach_mcast = ibv_cmd_attach_mcast,
+	.bind_mw = vrdma_bind_mw,
+	.close_xrcd = vrdma_close_xrcd,
 	.create_ah = vrdma_create_ah,
 	.create_cq = vrdma_create_cq,
+	.create_cq_ex = vrdma_create_cq_ex,
 	.create_qp = vrdma_create_qp,
 	.create_qp_ex = vrdma_create_qp_ex,
+	.create_srq = vrdma_create_srq,
+	.create_srq_ex = vrdma_create_srq_ex,
+	.dealloc_mw = vrdma_dealloc_mw,
 	.dealloc_pd = vrdma_dealloc_pd,
+	.dealloc_td = vrdma_dealloc_td,
 	.dereg_mr = vrdma_dereg_mr,
 	.destroy_ah = vrdma_destroy_ah,
 	.destroy_cq = vrdma_destroy_cq,
 	.destroy_qp = vrdma_destroy_qp,
+	.destroy_srq = vrdma_destroy_srq,
+	.detach_mcast = ibv_cmd_detach_mcast,
 	.free_context = vrdma_free_context,
+	.get_srq_num = vrdma_get_srq_num,
+	.import_mr = vrdma_import_mr,
+	.import_pd = vrdma_import_pd,
+	.modify_cq = vrdma_modify_cq,
 	.modify_qp = vrdma_modify_qp,
+	.modify_srq = vrdma_modify_srq,
+	.open_qp = vrdma_open_qp,
+	.open_xrcd = vrdma_open_xrcd,
 	.poll_cq = vrdma_poll_cq,
 	.post_recv = vrdma_post_recv,
 	.post_send = vrdma_post_send,
+	.post_srq_recv = vrdma_post_srq_recv,
 	.query_device_ex = vrdma_query_device,
 	.query_port = vrdma_query_port,
 	.query_qp = vrdma_query_qp,
+	.query_rt_values = vrdma_query_rt_values,
+	.query_srq = vrdma_query_srq,
 	.reg_mr = vrdma_reg_mr,
 	.req_notify_cq = vrdma_req_notify_cq,
+	.rereg_mr = vrdma_rereg_mr,
+	.resize_cq = vrdma_resize_cq,
+	.unimport_mr = vrdma_unimport_mr,
+	.unimport_pd = vrdma_unimport_pd,
 };
 
 static struct verbs_context *vrdma_alloc_context(struct ibv_device *device, int cmd_fd,

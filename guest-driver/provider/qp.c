@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Queue pairs: sizes, creating, changing state, ending, and finding them by number. Posting is in
- * post.c.
+ * Queue pairs: sizes, creating, changing state, ending. Posting is in post.c, finding them by number
+ * in qp_table.c.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -10,95 +10,66 @@
 #include "wqe.h"
 
 struct vrdma_create_qp_cmd {
-	struct ibv_create_qp ibv_cmd;
+	struct ibv_create_qp_ex ibv_cmd;
 	struct virtio_rdma_ureq_create_qp drv;
 };
-static_assert(offsetof(struct vrdma_create_qp_cmd, drv) == sizeof(struct ibv_create_qp),
+static_assert(offsetof(struct vrdma_create_qp_cmd, drv) == sizeof(struct ibv_create_qp_ex),
 	      "the driver's part follows the core's without a gap");
 
 struct vrdma_create_qp_resp {
-	struct ib_uverbs_create_qp_resp ibv_resp;
+	struct ib_uverbs_ex_create_qp_resp ibv_resp;
 	struct virtio_rdma_uresp_create_qp drv;
 };
 static_assert(offsetof(struct vrdma_create_qp_resp, drv) ==
-		      sizeof(struct ib_uverbs_create_qp_resp),
+		      sizeof(struct ib_uverbs_ex_create_qp_resp),
 	      "the driver's part follows the core's without a gap");
 
-struct vrdma_qp *vrdma_find_qp(struct vrdma_context *ctx, uint32_t qpn)
-{
-	_Atomic(struct vrdma_qp *) *table;
+/* The CQs of a QP. An XRC initiator has no receive CQ, an XRC target none at all: NULL. */
+struct vrdma_qp_cqs {
+	struct vrdma_cq *send, *recv;
+};
 
-	if (qpn >> VRDMA_QPN_BITS)
-		return NULL;
-	table = atomic_load_explicit(&ctx->qp_tables[qpn >> VRDMA_QP_TABLE_SHIFT],
-				     memory_order_acquire);
-	if (!table)
-		return NULL;
-	return atomic_load_explicit(&table[qpn % VRDMA_QP_TABLE_SIZE], memory_order_acquire);
+static struct vrdma_qp_cqs vrdma_cqs_of(const struct ibv_qp *qp)
+{
+	struct vrdma_qp_cqs cqs = {
+		.send = qp->send_cq ? to_vcq(qp->send_cq) : NULL,
+		.recv = qp->recv_cq ? to_vcq(qp->recv_cq) : NULL,
+	};
+
+	if (cqs.recv == cqs.send)
+		cqs.recv = NULL;
+	return cqs;
 }
 
-/* Makes `qp` (or nothing: NULL) what that number names. The caller holds the table's mutex. */
-static int vrdma_set_qp(struct vrdma_context *ctx, uint32_t qpn, struct vrdma_qp *qp)
+/* Locks them, always in the same order: two QPs may have them the other way round. */
+static void vrdma_lock_cqs(const struct vrdma_qp_cqs *cqs)
 {
-	_Atomic(struct vrdma_qp *) *table;
+	struct vrdma_cq *a = cqs->send, *b = cqs->recv;
 
-	if (qpn >> VRDMA_QPN_BITS)
-		return EPROTO;
-	table = atomic_load_explicit(&ctx->qp_tables[qpn >> VRDMA_QP_TABLE_SHIFT],
-				     memory_order_relaxed);
-	if (!table) {
-		table = calloc(VRDMA_QP_TABLE_SIZE, sizeof(*table));
-		if (!table)
-			return ENOMEM;
-		atomic_store_explicit(&ctx->qp_tables[qpn >> VRDMA_QP_TABLE_SHIFT], table,
-				      memory_order_release);
+	if (a && b && b->cqn < a->cqn) {
+		a = cqs->recv;
+		b = cqs->send;
 	}
-	atomic_store_explicit(&table[qpn % VRDMA_QP_TABLE_SIZE], qp, memory_order_release);
-	return 0;
-}
-
-void vrdma_free_qp_tables(struct vrdma_context *ctx)
-{
-	for (size_t i = 0; i < sizeof(ctx->qp_tables) / sizeof(ctx->qp_tables[0]); i++)
-		free((void *)atomic_load_explicit(&ctx->qp_tables[i], memory_order_relaxed));
-}
-
-/* Locks the CQs of a QP, always in the same order: two QPs may have them the other way round. */
-static void vrdma_lock_cqs(struct vrdma_cq *a, struct vrdma_cq *b)
-{
-	if (a == b) {
+	if (a)
 		vrdma_lock(&a->lock);
-	} else if (a->cqn < b->cqn) {
-		vrdma_lock(&a->lock);
+	if (b)
 		vrdma_lock(&b->lock);
-	} else {
-		vrdma_lock(&b->lock);
-		vrdma_lock(&a->lock);
-	}
 }
 
-static void vrdma_unlock_cqs(struct vrdma_cq *a, struct vrdma_cq *b)
+static void vrdma_unlock_cqs(const struct vrdma_qp_cqs *cqs)
 {
-	vrdma_unlock(&a->lock);
-	if (a != b)
-		vrdma_unlock(&b->lock);
+	if (cqs->send)
+		vrdma_unlock(&cqs->send->lock);
+	if (cqs->recv)
+		vrdma_unlock(&cqs->recv->lock);
 }
 
-static void vrdma_clean_cqs(struct vrdma_cq *a, struct vrdma_cq *b, uint32_t qpn)
+static void vrdma_clean_cqs(const struct vrdma_qp_cqs *cqs, uint32_t qpn)
 {
-	vrdma_cq_clean(a, qpn);
-	if (a != b)
-		vrdma_cq_clean(b, qpn);
-}
-
-/* The smallest n with 2^n >= value, and n >= min. */
-static uint8_t vrdma_shift_for(uint32_t value, uint8_t min)
-{
-	uint8_t shift = min;
-
-	while (shift < 31 && (UINT32_C(1) << shift) < value)
-		shift++;
-	return shift;
+	if (cqs->send)
+		vrdma_cq_clean(cqs->send, qpn);
+	if (cqs->recv)
+		vrdma_cq_clean(cqs->recv, qpn);
 }
 
 static uint32_t vrdma_min(uint32_t a, uint32_t b)
@@ -131,12 +102,16 @@ static bool vrdma_cap_valid(const struct virtio_rdma_uresp_alloc_ucontext *info,
 
 /*
  * Decides the sizes of the QP's queues from `cap`, which must be valid, and says in `qp->cap` what
- * the user gets: at least what was asked for, rounded up to what fits.
+ * the user gets: at least what was asked for, rounded up to what fits. Returns the buffer's size.
  */
-static void vrdma_size_qp(struct vrdma_qp *qp, const struct vrdma_context *ctx,
-			  const struct ibv_qp_cap *cap, struct virtio_rdma_ureq_create_qp *req)
+static size_t vrdma_size_qp(struct vrdma_qp *qp, const struct vrdma_context *ctx,
+			    const struct ibv_qp_cap *cap, enum ibv_qp_type type,
+			    struct virtio_rdma_ureq_create_qp *req)
 {
 	const uint32_t sge = sizeof(struct virtio_rdma_sge);
+	/* An XRC initiator names the peer's SRQ at the end of each slot; an atomic has operands. */
+	const uint32_t tail = type == IBV_QPT_XRC_SEND ? sizeof(struct virtio_rdma_xrc_args) : 0;
+	const uint32_t least = VIRTIO_RDMA_WQE_ATOMIC_ARGS + sizeof(struct virtio_rdma_atomic_args);
 	uint32_t send_bytes = VIRTIO_RDMA_WQE_SEND_DATA + cap->max_send_sge * sge;
 	uint32_t recv_bytes = VIRTIO_RDMA_WQE_RECV_DATA + cap->max_recv_sge * sge;
 	uint32_t inline_bytes = VIRTIO_RDMA_WQE_SEND_DATA + cap->max_inline_data;
@@ -144,12 +119,13 @@ static void vrdma_size_qp(struct vrdma_qp *qp, const struct vrdma_context *ctx,
 
 	if (inline_bytes > send_bytes)
 		send_bytes = inline_bytes;
-	end = vrdma_size_wq(&qp->sq, cap->max_send_wr, send_bytes, VIRTIO_RDMA_QP_RINGS_OFFSET,
-			    &sq_offset);
+	if (least > send_bytes)
+		send_bytes = least;
+	end = vrdma_size_wq(&qp->sq, cap->max_send_wr, send_bytes + tail,
+			    VIRTIO_RDMA_QP_RINGS_OFFSET, &sq_offset);
 	end = vrdma_size_wq(&qp->rq, cap->max_recv_wr, recv_bytes, end, &rq_offset);
-	qp->buf_bytes = (end + ctx->page_size - 1) & ~(ctx->page_size - 1);
 
-	send_bytes = (UINT32_C(1) << qp->sq.stride_shift) - VIRTIO_RDMA_WQE_SEND_DATA;
+	send_bytes = (UINT32_C(1) << qp->sq.stride_shift) - VIRTIO_RDMA_WQE_SEND_DATA - tail;
 	recv_bytes = (UINT32_C(1) << qp->rq.stride_shift) - VIRTIO_RDMA_WQE_RECV_DATA;
 	qp->cap.max_send_wr = qp->sq.entries;
 	qp->cap.max_recv_wr = qp->rq.entries;
@@ -157,7 +133,6 @@ static void vrdma_size_qp(struct vrdma_qp *qp, const struct vrdma_context *ctx,
 	qp->cap.max_recv_sge = vrdma_min(recv_bytes / sge, ctx->info.max_recv_sge);
 	qp->cap.max_inline_data = vrdma_min(send_bytes, ctx->info.max_inline);
 
-	req->buf_bytes = (uint32_t)qp->buf_bytes;
 	req->sq_entries = qp->sq.entries;
 	req->rq_entries = qp->rq.entries;
 	req->sq_offset = (uint32_t)sq_offset;
@@ -165,37 +140,123 @@ static void vrdma_size_qp(struct vrdma_qp *qp, const struct vrdma_context *ctx,
 	req->max_inline = qp->cap.max_inline_data;
 	req->sq_stride_shift = qp->sq.stride_shift;
 	req->rq_stride_shift = qp->rq.stride_shift;
-}
-
-/* Whether the UAR has a bit for that slot. */
-static bool vrdma_slot_valid(const struct vrdma_context *ctx, uint32_t slot)
-{
-	return slot / 8 < ctx->info.uar_bytes - VIRTIO_RDMA_UAR_BITMAP_OFFSET;
+	return end;
 }
 
 /* What ibv_wr_* can post. */
-#define VRDMA_SEND_OPS                                                                \
-	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM |             \
-	 IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ | \
-	 IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP | IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD)
+static uint64_t vrdma_send_ops(const struct vrdma_context *ctx)
+{
+	uint64_t ops = IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM |
+		       IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM |
+		       IBV_QP_EX_WITH_RDMA_READ | IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP |
+		       IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD;
+	uint16_t refused = vrdma_refused_op(ctx);
+
+	if (!(refused & VRDMA_OP_KEY))
+		ops |= IBV_QP_EX_WITH_LOCAL_INV | IBV_QP_EX_WITH_BIND_MW |
+		       IBV_QP_EX_WITH_SEND_WITH_INV;
+	if (!(refused & VRDMA_OP_FLUSH))
+		ops |= IBV_QP_EX_WITH_FLUSH;
+	if (!(refused & VRDMA_OP_ATOMIC_WRITE))
+		ops |= IBV_QP_EX_WITH_ATOMIC_WRITE;
+	return ops;
+}
+
+/* What a QP of each type must be made with. 0 or an errno. */
+static int vrdma_check_qp_type(const struct vrdma_context *ctx,
+			       const struct ibv_qp_init_attr_ex *attr)
+{
+	switch (attr->qp_type) {
+	case IBV_QPT_RC:
+	case IBV_QPT_UC:
+	case IBV_QPT_UD:
+		if (!(attr->comp_mask & IBV_QP_INIT_ATTR_PD) || !attr->send_cq || !attr->recv_cq)
+			return EINVAL;
+		return 0;
+	case IBV_QPT_XRC_SEND:
+		if (!vrdma_has(ctx, VIRTIO_RDMA_CAP_XRC))
+			return EOPNOTSUPP;
+		if (!(attr->comp_mask & IBV_QP_INIT_ATTR_PD) || !attr->send_cq || attr->srq)
+			return EINVAL;
+		return 0;
+	case IBV_QPT_XRC_RECV:
+		if (!vrdma_has(ctx, VIRTIO_RDMA_CAP_XRC))
+			return EOPNOTSUPP;
+		if (!(attr->comp_mask & IBV_QP_INIT_ATTR_XRCD) || attr->srq)
+			return EINVAL;
+		return 0;
+	default:
+		return EOPNOTSUPP;
+	}
+}
 
 /* 0 if there can be such a QP, or an errno. */
 static int vrdma_check_init_attr(const struct vrdma_context *ctx,
 				 const struct ibv_qp_init_attr_ex *attr)
 {
-	if (attr->comp_mask & ~(uint32_t)(IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS))
+	int err;
+
+	if (attr->comp_mask & ~(uint32_t)(IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_XRCD |
+					  IBV_QP_INIT_ATTR_CREATE_FLAGS |
+					  IBV_QP_INIT_ATTR_SEND_OPS_FLAGS))
 		return EOPNOTSUPP;
 	if ((attr->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) &&
-	    (attr->send_ops_flags & ~(uint64_t)VRDMA_SEND_OPS))
+	    (attr->send_ops_flags & ~vrdma_send_ops(ctx)))
 		return EOPNOTSUPP;
-	if ((attr->qp_type != IBV_QPT_RC && attr->qp_type != IBV_QPT_UC &&
-	     attr->qp_type != IBV_QPT_UD) ||
-	    attr->srq)
+	if ((attr->comp_mask & IBV_QP_INIT_ATTR_CREATE_FLAGS) &&
+	    ((attr->create_flags & ~(uint32_t)IBV_QP_CREATE_BLOCK_SELF_MCAST_LB) ||
+	     (attr->create_flags && !vrdma_has(ctx, VIRTIO_RDMA_CAP_MCAST))))
 		return EOPNOTSUPP;
-	if (!(attr->comp_mask & IBV_QP_INIT_ATTR_PD) || !attr->send_cq || !attr->recv_cq ||
-	    !vrdma_cap_valid(&ctx->info, &attr->cap))
-		return EINVAL;
-	return 0;
+	err = vrdma_check_qp_type(ctx, attr);
+	if (err)
+		return err;
+	return vrdma_cap_valid(&ctx->info, &attr->cap) ? 0 : EINVAL;
+}
+
+/* The queues that a QP of this type has, out of those that were asked for. */
+static struct ibv_qp_cap vrdma_own_queues(const struct ibv_qp_init_attr_ex *attr)
+{
+	struct ibv_qp_cap cap = attr->cap;
+
+	if (attr->srq || attr->qp_type == IBV_QPT_XRC_SEND || attr->qp_type == IBV_QPT_XRC_RECV) {
+		cap.max_recv_wr = 0;
+		cap.max_recv_sge = 0;
+	}
+	if (attr->qp_type == IBV_QPT_XRC_RECV)
+		cap = (struct ibv_qp_cap){};
+	return cap;
+}
+
+/* The QP itself, and the memory of its queues. NULL and errno on failure. */
+static struct vrdma_qp *vrdma_alloc_qp(struct vrdma_context *ctx,
+				       const struct ibv_qp_init_attr_ex *attr,
+				       struct virtio_rdma_ureq_create_qp *req)
+{
+	struct ibv_pd *pd = attr->comp_mask & IBV_QP_INIT_ATTR_PD ? attr->pd : NULL;
+	struct ibv_qp_cap cap = vrdma_own_queues(attr);
+	/* The counters of its queues have cache lines of their own. */
+	struct vrdma_qp *qp = aligned_alloc(_Alignof(struct vrdma_qp), sizeof(*qp));
+	size_t bytes;
+	int err;
+
+	if (!qp)
+		return NULL;
+	memset(qp, 0, sizeof(*qp));
+	bytes = vrdma_size_qp(qp, ctx, &cap, attr->qp_type, req);
+	err = vrdma_buf_alloc(ctx, &qp->buf, bytes, pd, VRDMA_RESOURCE_QP);
+	if (err) {
+		free(qp);
+		errno = err;
+		return NULL;
+	}
+	qp->sq.ring = qp->buf.addr + req->sq_offset;
+	qp->rq.ring = qp->buf.addr + req->rq_offset;
+	qp->sq_flags = attr->sq_sig_all ? IBV_SEND_SIGNALED : 0;
+	vrdma_lock_init(&qp->sq_lock, vrdma_single_threaded(pd));
+	vrdma_lock_init(&qp->rq_lock, vrdma_single_threaded(pd));
+	req->buf_addr = (uintptr_t)qp->buf.addr;
+	req->buf_bytes = (uint32_t)qp->buf.bytes;
+	return qp;
 }
 
 struct ibv_qp *vrdma_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr)
@@ -213,35 +274,21 @@ struct ibv_qp *vrdma_create_qp_ex(struct ibv_context *context, struct ibv_qp_ini
 		errno = err;
 		return NULL;
 	}
-	/* The counters of its queues have cache lines of their own. */
-	qp = aligned_alloc(_Alignof(struct vrdma_qp), sizeof(*qp));
+	qp = vrdma_alloc_qp(ctx, attr, &cmd.drv);
 	if (!qp)
 		return NULL;
-	memset(qp, 0, sizeof(*qp));
-	vrdma_size_qp(qp, ctx, &attr->cap, &cmd.drv);
-	qp->buf = vrdma_alloc_pages(qp->buf_bytes);
-	if (!qp->buf) {
-		err = errno;
-		goto free_qp;
-	}
-	qp->sq.ring = qp->buf + cmd.drv.sq_offset;
-	qp->rq.ring = qp->buf + cmd.drv.rq_offset;
-	qp->sq_flags = attr->sq_sig_all ? IBV_SEND_SIGNALED : 0;
-	vrdma_lock_init(&qp->sq_lock);
-	vrdma_lock_init(&qp->rq_lock);
-
-	cmd.drv.buf_addr = (uintptr_t)qp->buf;
 	given.cap = qp->cap;
-	err = ibv_cmd_create_qp_ex(context, &qp->vqp, &given, &cmd.ibv_cmd, sizeof(cmd),
-				   &resp.ibv_resp, sizeof(resp));
+	err = ibv_cmd_create_qp_ex2(context, &qp->vqp, &given, &cmd.ibv_cmd, sizeof(cmd),
+				    &resp.ibv_resp, sizeof(resp));
 	if (err)
-		goto free_buf;
+		goto free_qp;
 	if (!vrdma_slot_valid(ctx, resp.drv.slot)) {
 		err = EPROTO;
 		goto destroy;
 	}
 	qp->transport_op = vrdma_transport_op(qp);
-	line = (struct virtio_rdma_qp_device_line *)qp->buf;
+	qp->refused_op = vrdma_refused_op(ctx);
+	line = (struct virtio_rdma_qp_device_line *)qp->buf.addr;
 	vrdma_doorbell_init(&qp->sq_doorbell, ctx->uar, resp.drv.slot, &line->sq_mode, ctx->status,
 			    ctx->info.num_comp_vectors);
 	vrdma_doorbell_init(&qp->rq_doorbell, ctx->uar, resp.drv.slot, &line->rq_mode, ctx->status,
@@ -251,22 +298,47 @@ struct ibv_qp *vrdma_create_qp_ex(struct ibv_context *context, struct ibv_qp_ini
 		qp->vqp.comp_mask |= VERBS_QP_EX;
 	}
 
-	pthread_mutex_lock(&ctx->qp_table_mutex);
-	err = vrdma_set_qp(ctx, vrdma_ibv_qp(qp)->qp_num, qp);
-	pthread_mutex_unlock(&ctx->qp_table_mutex);
-	if (err)
-		goto destroy;
+	/* Completions of an XRC target are looked at without it: it may be another process's. */
+	if (attr->qp_type != IBV_QPT_XRC_RECV) {
+		pthread_mutex_lock(&ctx->qp_table_mutex);
+		err = vrdma_set_qp(ctx, vrdma_ibv_qp(qp)->qp_num, qp);
+		pthread_mutex_unlock(&ctx->qp_table_mutex);
+		if (err)
+			goto destroy;
+	}
 	attr->cap = qp->cap;
 	return vrdma_ibv_qp(qp);
 
 destroy:
 	ibv_cmd_destroy_qp(vrdma_ibv_qp(qp));
-free_buf:
-	vrdma_free_pages(qp->buf, qp->buf_bytes);
 free_qp:
+	vrdma_buf_free(&qp->buf);
 	free(qp);
 	errno = err;
 	return NULL;
+}
+
+/* An XRC target that exists already, perhaps made by another process: to modify and query it. */
+struct ibv_qp *vrdma_open_qp(struct ibv_context *context, struct ibv_qp_open_attr *attr)
+{
+	struct vrdma_qp *qp = aligned_alloc(_Alignof(struct vrdma_qp), sizeof(*qp));
+	struct ib_uverbs_create_qp_resp resp = {};
+	struct ibv_open_qp cmd = {};
+	int err;
+
+	if (!qp)
+		return NULL;
+	memset(qp, 0, sizeof(*qp));
+	vrdma_lock_init(&qp->sq_lock, false);
+	vrdma_lock_init(&qp->rq_lock, false);
+	err = ibv_cmd_open_qp(context, &qp->vqp, sizeof(qp->vqp), attr, &cmd, sizeof(cmd), &resp,
+			      sizeof(resp));
+	if (err) {
+		free(qp);
+		errno = err;
+		return NULL;
+	}
+	return vrdma_ibv_qp(qp);
 }
 
 struct ibv_qp *vrdma_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
@@ -289,23 +361,25 @@ struct ibv_qp *vrdma_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 	return qp;
 }
 
+static void vrdma_reset_wq(struct vrdma_wq *wq, struct vrdma_lock *lock)
+{
+	vrdma_lock(lock);
+	if (wq->entries)
+		memset(wq->ring, 0, (size_t)wq->entries << wq->stride_shift);
+	vrdma_wq_reset(wq);
+	vrdma_unlock(lock);
+}
+
 /* After RESET the device counts from 0 again, and what the CQs still hold means nothing. */
 static void vrdma_reset_qp(struct vrdma_qp *qp)
 {
-	struct vrdma_cq *send_cq = to_vcq(vrdma_ibv_qp(qp)->send_cq);
-	struct vrdma_cq *recv_cq = to_vcq(vrdma_ibv_qp(qp)->recv_cq);
+	struct vrdma_qp_cqs cqs = vrdma_cqs_of(vrdma_ibv_qp(qp));
 
-	vrdma_lock_cqs(send_cq, recv_cq);
-	vrdma_clean_cqs(send_cq, recv_cq, vrdma_ibv_qp(qp)->qp_num);
-	vrdma_lock(&qp->sq_lock);
-	memset(qp->sq.ring, 0, (size_t)qp->sq.entries << qp->sq.stride_shift);
-	vrdma_wq_reset(&qp->sq);
-	vrdma_unlock(&qp->sq_lock);
-	vrdma_lock(&qp->rq_lock);
-	memset(qp->rq.ring, 0, (size_t)qp->rq.entries << qp->rq.stride_shift);
-	vrdma_wq_reset(&qp->rq);
-	vrdma_unlock(&qp->rq_lock);
-	vrdma_unlock_cqs(send_cq, recv_cq);
+	vrdma_lock_cqs(&cqs);
+	vrdma_clean_cqs(&cqs, vrdma_ibv_qp(qp)->qp_num);
+	vrdma_reset_wq(&qp->sq, &qp->sq_lock);
+	vrdma_reset_wq(&qp->rq, &qp->rq_lock);
+	vrdma_unlock_cqs(&cqs);
 }
 
 int vrdma_modify_qp(struct ibv_qp *ibv_qp, struct ibv_qp_attr *attr, int attr_mask)
@@ -344,8 +418,7 @@ int vrdma_query_qp(struct ibv_qp *ibv_qp, struct ibv_qp_attr *attr, int attr_mas
 int vrdma_destroy_qp(struct ibv_qp *ibv_qp)
 {
 	struct vrdma_context *ctx = to_vctx(ibv_qp->context);
-	struct vrdma_cq *send_cq = to_vcq(ibv_qp->send_cq);
-	struct vrdma_cq *recv_cq = to_vcq(ibv_qp->recv_cq);
+	struct vrdma_qp_cqs cqs = vrdma_cqs_of(ibv_qp);
 	struct vrdma_qp *qp = to_vqp(ibv_qp);
 	int err;
 
@@ -355,13 +428,15 @@ int vrdma_destroy_qp(struct ibv_qp *ibv_qp)
 		pthread_mutex_unlock(&ctx->qp_table_mutex);
 		return err;
 	}
-	vrdma_lock_cqs(send_cq, recv_cq);
-	vrdma_clean_cqs(send_cq, recv_cq, ibv_qp->qp_num);
-	vrdma_set_qp(ctx, ibv_qp->qp_num, NULL);
-	vrdma_unlock_cqs(send_cq, recv_cq);
+	if (ibv_qp->qp_type != IBV_QPT_XRC_RECV) {
+		vrdma_lock_cqs(&cqs);
+		vrdma_clean_cqs(&cqs, ibv_qp->qp_num);
+		vrdma_set_qp(ctx, ibv_qp->qp_num, NULL);
+		vrdma_unlock_cqs(&cqs);
+	}
 	pthread_mutex_unlock(&ctx->qp_table_mutex);
 
-	vrdma_free_pages(qp->buf, qp->buf_bytes);
+	vrdma_buf_free(&qp->buf);
 	free(qp);
 	return 0;
 }

@@ -50,7 +50,8 @@ static struct virtio_rdma_send_wqe *vrdma_wr_begin(struct vrdma_qp *qp, unsigned
 	}
 	if (qp->wr_count)
 		vrdma_wr_put_aside(qp);
-	if (unlikely(!(vrdma_op(opcode) & qp->transport_op))) {
+	if (unlikely(!(vrdma_op(opcode) & qp->transport_op) ||
+		     (vrdma_op(opcode) & qp->refused_op))) {
 		qp->wr_err = EINVAL;
 		return NULL;
 	}
@@ -115,6 +116,64 @@ static void vrdma_wr_atomic_fetch_add(struct ibv_qp_ex *qp_ex, uint32_t rkey,
 		vrdma_put_atomic(wqe, add, 0);
 }
 
+static void vrdma_wr_send_inv(struct ibv_qp_ex *qp_ex, uint32_t invalidate_rkey)
+{
+	vrdma_wr_begin(to_vqp_ex(qp_ex), IBV_WR_SEND_WITH_INV, 0, 0, htole32(invalidate_rkey));
+}
+
+static void vrdma_wr_local_inv(struct ibv_qp_ex *qp_ex, uint32_t invalidate_rkey)
+{
+	vrdma_wr_begin(to_vqp_ex(qp_ex), IBV_WR_LOCAL_INV, 0, invalidate_rkey, 0);
+}
+
+static void vrdma_wr_bind_mw(struct ibv_qp_ex *qp_ex, struct ibv_mw *mw, uint32_t rkey,
+			     const struct ibv_mw_bind_info *info)
+{
+	struct virtio_rdma_send_wqe *wqe =
+		vrdma_wr_begin(to_vqp_ex(qp_ex), IBV_WR_BIND_MW, 0, rkey, 0);
+
+	(void)mw; /* The key names it. */
+	if (wqe)
+		vrdma_put_bind(wqe, info);
+}
+
+static void vrdma_wr_flush(struct ibv_qp_ex *qp_ex, uint32_t rkey, uint64_t remote_addr,
+			   size_t length, uint8_t type, uint8_t level)
+{
+	struct virtio_rdma_send_wqe *wqe =
+		vrdma_wr_begin(to_vqp_ex(qp_ex), IBV_WR_FLUSH, remote_addr, rkey, 0);
+
+	if (wqe)
+		vrdma_put_flush(wqe, length, type, level);
+}
+
+static void vrdma_wr_atomic_write(struct ibv_qp_ex *qp_ex, uint32_t rkey, uint64_t remote_addr,
+				  const void *data)
+{
+	struct vrdma_qp *qp = to_vqp_ex(qp_ex);
+	struct virtio_rdma_send_wqe *wqe =
+		vrdma_wr_begin(qp, IBV_WR_ATOMIC_WRITE, remote_addr, rkey, 0);
+
+	if (!wqe)
+		return;
+	memcpy(vrdma_send_data(wqe), data, 8);
+	wqe->inline_length = htole32(8);
+	qp->wr_low |= VIRTIO_RDMA_SEND_INLINE << 8;
+}
+
+static void vrdma_wr_set_xrc_srqn(struct ibv_qp_ex *qp_ex, uint32_t remote_srqn)
+{
+	struct vrdma_qp *qp = to_vqp_ex(qp_ex);
+
+	if (unlikely(qp->wr_err))
+		return;
+	if (unlikely(!qp->wr_count || qp_ex->qp_base.qp_type != IBV_QPT_XRC_SEND)) {
+		qp->wr_err = EINVAL;
+		return;
+	}
+	vrdma_put_xrc(&qp->sq, qp->wr_wqe, remote_srqn);
+}
+
 static void vrdma_wr_set_ud_addr(struct ibv_qp_ex *qp_ex, struct ibv_ah *ah, uint32_t qpn,
 				 uint32_t qkey)
 {
@@ -138,6 +197,7 @@ static void vrdma_wr_set_sge_list(struct ibv_qp_ex *qp_ex, size_t num_sge,
 	if (unlikely(qp->wr_err))
 		return;
 	if (unlikely(!qp->wr_count || num_sge > qp->cap.max_send_sge ||
+		     (qp->wr_op & (VRDMA_OP_NO_DATA | VRDMA_OP_ATOMIC_WRITE)) ||
 		     ((qp->wr_op & VRDMA_OP_ATOMIC) && num_sge != 1))) {
 		qp->wr_err = EINVAL;
 		return;
@@ -200,7 +260,7 @@ static int vrdma_wr_complete(struct ibv_qp_ex *qp_ex)
 		vrdma_wq_publish_aside(&qp->sq);
 	vrdma_wq_publish(&qp->sq, qp->wr_wqe, qp->wr_low, qp->wr_imm);
 	vrdma_unlock(&qp->sq_lock);
-	vrdma_notify(qp, &qp->sq_doorbell);
+	vrdma_notify(qp_ex->qp_base.context, &qp->sq_doorbell);
 	return 0;
 }
 
@@ -222,6 +282,12 @@ void vrdma_wr_init(struct ibv_qp_ex *qp_ex)
 	qp_ex->wr_rdma_read = vrdma_wr_rdma_read;
 	qp_ex->wr_atomic_cmp_swp = vrdma_wr_atomic_cmp_swp;
 	qp_ex->wr_atomic_fetch_add = vrdma_wr_atomic_fetch_add;
+	qp_ex->wr_send_inv = vrdma_wr_send_inv;
+	qp_ex->wr_local_inv = vrdma_wr_local_inv;
+	qp_ex->wr_bind_mw = vrdma_wr_bind_mw;
+	qp_ex->wr_flush = vrdma_wr_flush;
+	qp_ex->wr_atomic_write = vrdma_wr_atomic_write;
+	qp_ex->wr_set_xrc_srqn = vrdma_wr_set_xrc_srqn;
 	qp_ex->wr_set_ud_addr = vrdma_wr_set_ud_addr;
 	qp_ex->wr_set_sge = vrdma_wr_set_sge;
 	qp_ex->wr_set_sge_list = vrdma_wr_set_sge_list;

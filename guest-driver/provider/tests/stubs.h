@@ -6,7 +6,19 @@
 #ifndef VRDMA_TEST_STUBS_H
 #define VRDMA_TEST_STUBS_H
 
+#include <stdio.h>
+#include <stdlib.h>
+
 #include "vrdma.h"
+
+#define CHECK(condition)                                                                     \
+	do {                                                                                 \
+		if (!(condition)) {                                                          \
+			fprintf(stderr, "%s:%d: %s: not true: %s\n", __FILE__, __LINE__,     \
+				__func__, #condition);                                       \
+			exit(1);                                                             \
+		}                                                                            \
+	} while (0)
 
 /* Limits of the device that is not there. */
 #define STUB_MAX_WR 1024
@@ -24,5 +36,15 @@ extern struct virtio_rdma_ureq_create_cq stub_last_cq;
 /* Times that a doorbell was rung, and the last vector. */
 extern unsigned int stub_rings;
 extern uint32_t stub_ring_vector;
+
+extern struct virtio_rdma_ureq_create_srq stub_last_srq;
+extern struct virtio_rdma_ureq_resize_cq stub_last_resize;
+/* What the next resizing answers: an errno, or 0 and the CQEs of the old ring. */
+extern int stub_resize_error;
+extern uint32_t stub_resize_old_cqes;
+
+/* As the device: writes CQE number `n` of a ring. */
+void stub_put_cqe(struct vrdma_ring_cq *ring, uint32_t n, uint32_t qpn, uint64_t wr_id,
+		  uint32_t count, uint8_t flags);
 
 #endif
