@@ -75,9 +75,7 @@ fn the_trap_catches_a_sleep_a_lock_that_waits_and_a_read() {
 #[test]
 fn the_data_path_makes_no_call_that_may_block() {
     let cx = MaySleep::claim().unwrap();
-    let stage = Stage::new(&cx, Loopback::new("hca"));
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, Loopback::new("hca"));
     let handler: rdma_midlayer::CompletionHandler = Box::new(|_| ());
     let spec = CqSpec { cqe: 4096, handler: Some(handler), ..CqSpec::default() };
     let cq = context.create_cq(&cx, spec).unwrap();
@@ -97,18 +95,14 @@ fn the_data_path_makes_no_call_that_may_block() {
     a.destroy(&cx).unwrap();
     b.destroy(&cx).unwrap();
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]
 fn address_handles_windows_and_fast_regions_make_no_call_that_may_block() {
     let cx = MaySleep::claim().unwrap();
     let hca = LedgerHca::new("hca");
-    let stage = Stage::new(&cx, hca.clone());
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, hca.clone());
     let cq = context.create_cq(&cx, CqSpec { cqe: 64, ..CqSpec::default() }).unwrap();
     let qp = pd.create_qp(&cx, QpSpec::new(QpType::Ud, &cq, CAP)).unwrap();
     let mw = pd.alloc_mw(&cx, MwType::Type1).unwrap();
@@ -138,9 +132,7 @@ fn address_handles_windows_and_fast_regions_make_no_call_that_may_block() {
     fmr.dealloc(&cx).unwrap();
     qp.destroy(&cx).unwrap();
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]

@@ -21,9 +21,7 @@ fn cq_spec() -> CqSpec {
 fn what_others_depend_on_is_busy_until_they_end_and_then_gone() {
     let cx = MaySleep::claim().unwrap();
     let hca = LedgerHca::new("hca");
-    let stage = Stage::new(&cx, hca.clone());
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, hca.clone());
     let cq = context.create_cq(&cx, cq_spec()).unwrap();
     let recv_cq = context.create_cq(&cx, cq_spec()).unwrap();
     let xrcd = context.alloc_xrcd(&cx).unwrap();
@@ -92,9 +90,7 @@ fn what_others_depend_on_is_busy_until_they_end_and_then_gone() {
 fn arguments_out_of_range_never_reach_the_driver() {
     let cx = MaySleep::claim().unwrap();
     let hca = LedgerHca::new("hca");
-    let stage = Stage::new(&cx, hca.clone());
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, hca.clone());
     let cq = context.create_cq(&cx, cq_spec()).unwrap();
     let before = hca.ledger.calls.load(std::sync::atomic::Ordering::SeqCst);
 
@@ -136,9 +132,7 @@ fn arguments_out_of_range_never_reach_the_driver() {
     let after = hca.ledger.calls.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(after, before);
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]
@@ -179,9 +173,7 @@ fn a_destroy_that_the_driver_refuses_leaves_the_object_as_it_was() {
 #[test]
 fn a_qp_takes_only_the_transitions_and_ranges_that_iba_has() {
     let cx = MaySleep::claim().unwrap();
-    let stage = Stage::new(&cx, LedgerHca::new("hca"));
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, LedgerHca::new("hca"));
     let cq = context.create_cq(&cx, cq_spec()).unwrap();
     let qp = pd.create_qp(&cx, QpSpec::new(QpType::Rc, &cq, CAP)).unwrap();
     use QpAttrMask as M;
@@ -248,9 +240,7 @@ fn a_qp_takes_only_the_transitions_and_ranges_that_iba_has() {
 
     qp.destroy(&cx).unwrap();
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]
@@ -311,9 +301,7 @@ fn windows_and_fast_regions_check_what_they_are_given() {
 #[test]
 fn a_device_without_a_kind_answers_unsupported() {
     let cx = MaySleep::claim().unwrap();
-    let stage = Stage::new(&cx, Loopback::new("hca"));
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, Loopback::new("hca"));
     let cq = context.create_cq(&cx, cq_spec()).unwrap();
     assert_eq!(context.alloc_xrcd(&cx).err(), Some(Error::Unsupported("XRC")));
     assert!(matches!(pd.alloc_mw(&cx, MwType::Type1).err(), Some(Error::Unsupported(_))));
@@ -322,17 +310,13 @@ fn a_device_without_a_kind_answers_unsupported() {
     assert!(matches!(pd.create_ah(&AhAttr::default()).err(), Some(Error::Unsupported(_))));
     assert!(matches!(cq.resize_cq(&cx, 8, None), Err(Error::Unsupported(_))));
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]
 fn a_message_goes_from_one_qp_to_another() {
     let cx = MaySleep::claim().unwrap();
-    let stage = Stage::new(&cx, Loopback::new("hca"));
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, Loopback::new("hca"));
     let cq = context.create_cq(&cx, cq_spec()).unwrap();
     let [a, b] = [0, 1].map(|_| pd.create_qp(&cx, QpSpec::new(QpType::Rc, &cq, CAP)).unwrap());
     connect(&cx, &a, &b);
@@ -348,18 +332,14 @@ fn a_message_goes_from_one_qp_to_another() {
     b.destroy(&cx).unwrap();
     mr.dereg(&cx).unwrap();
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]
 fn an_address_handle_ends_once_and_with_its_last_handle() {
     let cx = MaySleep::claim().unwrap();
     let hca = LedgerHca::new("hca");
-    let stage = Stage::new(&cx, hca.clone());
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, hca.clone());
     let attr = AhAttr { hop_limit: 9, ..AhAttr::default() };
     let ah = pd.create_ah(&attr).unwrap();
     assert_eq!(ah.query(), Ok(attr));

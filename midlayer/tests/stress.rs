@@ -19,9 +19,7 @@ use rdma_midlayer::{Ah, ContextSpec, Cq, CqSpec, Error, MaySleep, Qp, QpSpec};
 fn several_threads_poll_one_cq_and_no_completion_is_lost_or_doubled() {
     const MESSAGES: u64 = 20_000;
     let cx = MaySleep::claim().unwrap();
-    let stage = Stage::new(&cx, Loopback::new("hca"));
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, Loopback::new("hca"));
     let cq = context.create_cq(&cx, CqSpec { cqe: 4096, ..CqSpec::default() }).unwrap();
     let [a, b] = [0, 1].map(|_| pd.create_qp(&cx, QpSpec::new(QpType::Rc, &cq, CAP)).unwrap());
     connect(&cx, &a, &b);
@@ -58,18 +56,14 @@ fn several_threads_poll_one_cq_and_no_completion_is_lost_or_doubled() {
     a.destroy(&cx).unwrap();
     b.destroy(&cx).unwrap();
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]
 fn a_consumer_that_arms_polls_and_waits_for_its_handler_misses_no_completion() {
     const MESSAGES: usize = 20_000;
     let cx = MaySleep::claim().unwrap();
-    let stage = Stage::new(&cx, Loopback::new("hca"));
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, Loopback::new("hca"));
     let (ring, bell) = std::sync::mpsc::channel();
     let ring = Mutex::new(ring);
     let inside = AtomicBool::new(false);
@@ -116,9 +110,7 @@ fn a_consumer_that_arms_polls_and_waits_for_its_handler_misses_no_completion() {
     b.destroy(&cx).unwrap();
     send_cq.destroy(&cx).unwrap();
     recv_cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 /// Whether a verb on an object that others destroy answered as it may.
@@ -131,9 +123,7 @@ fn create_and_destroy_race_with_use_and_the_driver_never_sees_a_dead_object() {
     let cx = MaySleep::claim().unwrap();
     let hca = LedgerHca::new("hca");
     hca.ledger.linger.store(100, SeqCst);
-    let stage = Stage::new(&cx, hca.clone());
-    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
-    let pd = context.alloc_pd(&cx).unwrap();
+    let (stage, context, pd) = Stage::open(&cx, hca.clone());
     let objects = |cx: &MaySleep| {
         let cq = context.create_cq(cx, CqSpec { cqe: 4, ..CqSpec::default() }).unwrap();
         let qp = pd.create_qp(cx, QpSpec::new(QpType::Ud, &cq, CAP)).unwrap();
@@ -183,9 +173,7 @@ fn create_and_destroy_race_with_use_and_the_driver_never_sees_a_dead_object() {
     ah.destroy().unwrap();
     qp.destroy(&cx).unwrap();
     cq.destroy(&cx).unwrap();
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]
@@ -212,9 +200,7 @@ fn a_verb_that_takes_long_in_the_driver_holds_up_no_other() {
         hca.ledger.hold_alloc_pd.store(false, SeqCst);
         slow.join().unwrap()
     });
-    pd.dealloc(&cx).unwrap();
-    context.dealloc(&cx).unwrap();
-    stage.end(&cx);
+    stage.close(&cx, context, pd);
 }
 
 #[test]

@@ -20,7 +20,10 @@ use rdma_midlayer::memory::{Mapping, Run, UserMemory};
 use rdma_midlayer::types::{Access, Mtu, Psn, QpState};
 use rdma_midlayer::types::{RKey, WrOpcode};
 use rdma_midlayer::work::{SendData, SendFlags, SendWr, Sge};
-use rdma_midlayer::{Client, ClientRegistration, Device, MaySleep, Midlayer, Qp, Registration};
+use rdma_midlayer::{
+    Client, ClientRegistration, Context, ContextSpec, Device, MaySleep, Midlayer, Pd, Qp,
+    Registration,
+};
 
 pub type Log = Arc<Mutex<Vec<String>>>;
 
@@ -112,6 +115,21 @@ impl Stage {
         let registration = midlayer.register_device(cx, driver).unwrap();
         let device = keeper.0.lock().unwrap()[0].clone();
         Self { midlayer, device, registration, client }
+    }
+
+    /// The same with a context of the device and a PD in it.
+    pub fn open(cx: &MaySleep, driver: Arc<dyn HcaDriver>) -> (Self, Arc<Context>, Arc<Pd>) {
+        let stage = Self::new(cx, driver);
+        let context = stage.device.alloc_context(cx, ContextSpec::default()).unwrap();
+        let pd = context.alloc_pd(cx).unwrap();
+        (stage, context, pd)
+    }
+
+    /// Ends what `open` made, of which nothing may be in use.
+    pub fn close(self, cx: &MaySleep, context: Arc<Context>, pd: Arc<Pd>) {
+        pd.dealloc(cx).unwrap();
+        context.dealloc(cx).unwrap();
+        self.end(cx);
     }
 
     /// Ends both; everything must be gone.
