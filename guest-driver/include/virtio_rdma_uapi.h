@@ -88,8 +88,8 @@ struct virtio_rdma_uresp_create_srq {
 };
 
 /*
- * With an SRQ rq_entries is 0. An XRC target QP has no rings at all, and an XRC initiator no
- * receive queue; the buffer always has its first line.
+ * With an SRQ rq_entries is 0, and for an XRC initiator; the buffer always has its first line. An
+ * XRC target has no rings and no buffer: the driver's part is empty, to and fro.
  */
 struct virtio_rdma_ureq_create_qp {
 	__aligned_u64 buf_addr; /* page aligned */

@@ -47,6 +47,15 @@ static inline struct ib_udata *vrdma_create_cq_udata(struct ib_udata *arg)
 }
 #endif
 
+/* Resizing: the operation's name, and the type of its number of CQEs. */
+#ifdef VRDMA_HAVE_RESIZE_USER_CQ
+#define VRDMA_RESIZE_CQ_OP resize_user_cq
+#define VRDMA_RESIZE_CQ_CQE unsigned int
+#else
+#define VRDMA_RESIZE_CQ_OP resize_cq
+#define VRDMA_RESIZE_CQ_CQE int
+#endif
+
 /* Finds virtqueues by names and callbacks. May sleep. */
 static inline int vrdma_find_vqs(struct virtio_device *vdev, unsigned int n,
 				 struct virtqueue **vqs, vq_callback_t **callbacks,

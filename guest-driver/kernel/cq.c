@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Completion queues: creation for processes and for the kernel, and polling and arming of the
- * kernel's (a process polls and arms its own).
+ * Completion queues: creation for processes and for the kernel, resizing of a process's,
+ * moderation, and polling and arming of the kernel's (a process polls and arms its own).
  */
 #include <linux/log2.h>
 
@@ -12,6 +12,8 @@
 
 static int vrdma_create_user_cq(struct vrdma_hca *hca, struct vrdma_cq *cq, u32 cqe,
 				struct vrdma_page_list *list, struct ib_udata *udata);
+static struct ib_umem *vrdma_user_cq_ring(struct vrdma_hca *hca, struct vrdma_page_list *list,
+					  u64 buf_addr, u32 buf_bytes, u32 entries, u32 cqe);
 static int vrdma_create_kernel_cq(struct vrdma_hca *hca, struct vrdma_cq *cq, u32 cqe,
 				  struct vrdma_page_list *list);
 static void vrdma_cq_free_memory(struct vrdma_vdev *vd, struct vrdma_cq *cq);
@@ -33,12 +35,18 @@ int vrdma_create_cq(struct ib_cq *ibcq, const struct ib_cq_init_attr *attr, VRDM
 	struct vrdma_page_list list;
 	int err;
 
-	if (attr->flags)
+	if (attr->flags & ~IB_UVERBS_CQ_FLAGS_TIMESTAMP_COMPLETION)
 		return -EOPNOTSUPP;
+	if (attr->flags) {
+		if (!(hca->capabilities & VIRTIO_RDMA_CAP_TIMESTAMP))
+			return -EOPNOTSUPP;
+		request.flags = cpu_to_le32(VIRTIO_RDMA_CQ_FLAG_TIMESTAMP);
+	}
 	if (attr->cqe < 1 || attr->cqe > le32_to_cpu(hca->attr.max_cqe) ||
 	    attr->comp_vector >= vd->num_vectors)
 		return -EINVAL;
 	spin_lock_init(&cq->lock);
+	mutex_init(&cq->resize_lock);
 	refcount_set(&cq->refs, 1);
 	init_completion(&cq->unused);
 
@@ -99,6 +107,70 @@ int vrdma_destroy_cq(struct ib_cq *ibcq, struct ib_udata *udata)
 	wait_for_completion(&cq->unused);
 	vrdma_cq_free_memory(vd, cq);
 	return 0;
+}
+
+/*
+ * Gives a CQ of a process another ring. When the command has succeeded the device is done with
+ * the old memory; the process may go on polling what is in it, for it is the process's.
+ */
+int vrdma_resize_user_cq(struct ib_cq *ibcq, VRDMA_RESIZE_CQ_CQE cqe, struct ib_udata *udata)
+{
+	struct vrdma_hca *hca = to_vhca(ibcq->device);
+	struct virtio_rdma_resize_cq_request request = {};
+	struct virtio_rdma_uresp_resize_cq resp = {};
+	struct virtio_rdma_ureq_resize_cq ureq = {};
+	struct virtio_rdma_number_answer answer;
+	struct vrdma_cq *cq = to_vcq(ibcq);
+	struct vrdma_page_list list;
+	struct ib_umem *umem;
+	int err;
+
+	/* The kernel's consumers know how many completions they will have. */
+	if (!udata || !(hca->capabilities & VIRTIO_RDMA_CAP_CQ_RESIZE))
+		return -EOPNOTSUPP;
+	if (cqe < 1 || udata->inlen < sizeof(ureq))
+		return -EINVAL;
+	err = ib_copy_from_udata(&ureq, udata, sizeof(ureq));
+	if (err)
+		return err;
+	umem = vrdma_user_cq_ring(hca, &list, ureq.buf_addr, ureq.buf_bytes, ureq.entries, cqe);
+	if (IS_ERR(umem))
+		return PTR_ERR(umem);
+
+	request.cqn = cpu_to_le32(cq->cqn);
+	request.entries = cpu_to_le32(ureq.entries);
+	request.pages = list.wire;
+	mutex_lock(&cq->resize_lock);
+	err = vrdma_command(hca->vd, VIRTIO_RDMA_CMD_RESIZE_CQ, &request, sizeof(request), &answer,
+			    sizeof(answer));
+	if (!err) {
+		swap(umem, cq->umem);
+		cq->entries = ureq.entries;
+		ibcq->cqe = ureq.entries;
+	}
+	mutex_unlock(&cq->resize_lock);
+	vrdma_page_list_free(hca->vd, &list);
+	ib_umem_release(umem);
+	if (err)
+		return err;
+	resp.old_cqes = le32_to_cpu(answer.number);
+	return ib_copy_to_udata(udata, &resp, min(sizeof(resp), udata->outlen));
+}
+
+/* Moderation, of a process's CQ or by the ib core's DIM of the kernel's. May sleep. */
+int vrdma_modify_cq(struct ib_cq *ibcq, u16 count, u16 period)
+{
+	struct vrdma_hca *hca = to_vhca(ibcq->device);
+	struct virtio_rdma_modify_cq_request request = {
+		.cqn = cpu_to_le32(to_vcq(ibcq)->cqn),
+		.count = cpu_to_le16(min(count, le16_to_cpu(hca->attr.max_cq_count))),
+		.period = cpu_to_le16(min(period, le16_to_cpu(hca->attr.max_cq_period))),
+	};
+
+	if (!(hca->capabilities & VIRTIO_RDMA_CAP_CQ_MODERATION))
+		return -EOPNOTSUPP;
+	return vrdma_command(hca->vd, VIRTIO_RDMA_CMD_MODIFY_CQ, &request, sizeof(request), NULL,
+			     0);
 }
 
 /* Never sleeps. */
@@ -186,17 +258,22 @@ static int vrdma_create_user_cq(struct vrdma_hca *hca, struct vrdma_cq *cq, u32 
 	err = ib_copy_from_udata(&ureq, udata, sizeof(ureq));
 	if (err)
 		return err;
-	if (!is_power_of_2(ureq.entries) || ureq.entries < cqe ||
-	    ureq.entries > le32_to_cpu(hca->attr.max_cqe))
-		return -EINVAL;
 	cq->entries = ureq.entries;
-	cq->umem = vrdma_ring_umem(hca, list, ureq.buf_addr, ureq.buf_bytes,
-				   VIRTIO_RDMA_CQ_RING_OFFSET +
-					   (u64)ureq.entries * VIRTIO_RDMA_CQE_BYTES);
+	cq->umem = vrdma_user_cq_ring(hca, list, ureq.buf_addr, ureq.buf_bytes, ureq.entries, cqe);
 	err = PTR_ERR_OR_ZERO(cq->umem);
 	if (err)
 		cq->umem = NULL;
 	return err;
+}
+
+/* Pins and lists a process's buffer for a ring of at least `cqe` slots. */
+static struct ib_umem *vrdma_user_cq_ring(struct vrdma_hca *hca, struct vrdma_page_list *list,
+					  u64 buf_addr, u32 buf_bytes, u32 entries, u32 cqe)
+{
+	if (!is_power_of_2(entries) || entries < cqe || entries > le32_to_cpu(hca->attr.max_cqe))
+		return ERR_PTR(-EINVAL);
+	return vrdma_ring_umem(hca, list, buf_addr, buf_bytes,
+			       VIRTIO_RDMA_CQ_RING_OFFSET + (u64)entries * VIRTIO_RDMA_CQE_BYTES);
 }
 
 static int vrdma_create_kernel_cq(struct vrdma_hca *hca, struct vrdma_cq *cq, u32 cqe,
@@ -260,7 +337,7 @@ static struct vrdma_ring *vrdma_cqe_to_wc(struct vrdma_vdev *vd, const struct vi
 	struct vrdma_qp *qp;
 
 	qp = xa_load(&vd->qps, le32_to_cpu(cqe->qpn));
-	if (!qp || qp->umem)
+	if (!qp || vrdma_is_user_qp(qp))
 		return NULL;
 
 	memset(wc, 0, sizeof(*wc));

@@ -12,6 +12,7 @@
 #define VRDMA_PORT_CAPS (RDMA_CORE_CAP_PROT_ROCE_UDP_ENCAP | RDMA_CORE_CAP_ETH_AH)
 
 static void vrdma_copy_device_attr(struct ib_device_attr *attr, const struct vrdma_hca *hca);
+static void vrdma_set_cap_flags(struct ib_device_attr *attr, const struct vrdma_hca *hca);
 
 static int vrdma_query_device(struct ib_device *ibdev, struct ib_device_attr *attr,
 			      struct ib_udata *udata)
@@ -109,8 +110,6 @@ static void vrdma_copy_device_attr(struct ib_device_attr *attr, const struct vrd
 	attr->hw_ver = le32_to_cpu(wire->hw_ver);
 	attr->max_qp = le32_to_cpu(wire->max_qp);
 	attr->max_qp_wr = le32_to_cpu(wire->max_qp_wr);
-	if (le64_to_cpu(wire->device_caps) & VIRTIO_RDMA_DEVICE_CAP_RC_RNR_NAK_GEN)
-		attr->device_cap_flags |= IB_DEVICE_RC_RNR_NAK_GEN;
 	attr->max_send_sge = le32_to_cpu(wire->max_send_sge);
 	attr->max_recv_sge = le32_to_cpu(wire->max_recv_sge);
 	attr->max_sge_rd = le32_to_cpu(wire->max_sge_rd);
@@ -130,7 +129,49 @@ static void vrdma_copy_device_attr(struct ib_device_attr *attr, const struct vrd
 		attr->max_srq_wr = le32_to_cpu(wire->max_srq_wr);
 		attr->max_srq_sge = le32_to_cpu(wire->max_srq_sge);
 	}
-	/* What the driver has no verbs for is reported as none: MW, multicast. */
+	if (hca->capabilities & VIRTIO_RDMA_CAP_FAST_REG)
+		attr->max_fast_reg_page_list_len = le32_to_cpu(wire->max_fast_reg_page_list_len);
+	if (hca->capabilities & VIRTIO_RDMA_CAP_MW)
+		attr->max_mw = le32_to_cpu(wire->max_mw);
+	if (hca->capabilities & VIRTIO_RDMA_CAP_MCAST) {
+		attr->max_mcast_grp = le32_to_cpu(wire->max_mcast_grp);
+		attr->max_mcast_qp_attach = le32_to_cpu(wire->max_mcast_qp_attach);
+		attr->max_total_mcast_qp_attach = le32_to_cpu(wire->max_total_mcast_qp_attach);
+	}
+	if (hca->capabilities & VIRTIO_RDMA_CAP_CQ_MODERATION) {
+		attr->cq_caps.max_cq_moderation_count = le16_to_cpu(wire->max_cq_count);
+		attr->cq_caps.max_cq_moderation_period = le16_to_cpu(wire->max_cq_period);
+	}
+	if (hca->capabilities & VIRTIO_RDMA_CAP_TIMESTAMP) {
+		attr->timestamp_mask = U64_MAX;
+		attr->hca_core_clock = le64_to_cpu(wire->hca_core_clock);
+	}
+	vrdma_set_cap_flags(attr, hca);
+}
+
+/* What is in the answer to INIT, in the terms of the ib core. */
+static void vrdma_set_cap_flags(struct ib_device_attr *attr, const struct vrdma_hca *hca)
+{
+	attr->device_cap_flags = IB_DEVICE_PORT_ACTIVE_EVENT | IB_DEVICE_SYS_IMAGE_GUID |
+				 IB_DEVICE_CURR_QP_STATE_MOD;
+	if (le64_to_cpu(hca->attr.device_caps) & VIRTIO_RDMA_DEVICE_CAP_RC_RNR_NAK_GEN)
+		attr->device_cap_flags |= IB_DEVICE_RC_RNR_NAK_GEN;
+	if (hca->capabilities & VIRTIO_RDMA_CAP_FAST_REG)
+		attr->device_cap_flags |= IB_DEVICE_MEM_MGT_EXTENSIONS;
+	if (hca->capabilities & VIRTIO_RDMA_CAP_MW)
+		attr->device_cap_flags |= IB_DEVICE_MEM_WINDOW | IB_DEVICE_MEM_WINDOW_TYPE_2B;
+	if (hca->capabilities & VIRTIO_RDMA_CAP_XRC)
+		attr->device_cap_flags |= IB_DEVICE_XRC;
+#ifdef VRDMA_HAVE_FLUSH
+	if (hca->capabilities & VIRTIO_RDMA_CAP_FLUSH)
+		attr->device_cap_flags |= IB_DEVICE_FLUSH_GLOBAL;
+	if (hca->capabilities & VIRTIO_RDMA_CAP_ATOMIC_WRITE)
+		attr->device_cap_flags |= IB_DEVICE_ATOMIC_WRITE;
+#endif
+	if (hca->capabilities & VIRTIO_RDMA_CAP_LOCAL_DMA_LKEY)
+		attr->kernel_cap_flags |= IBK_LOCAL_DMA_LKEY;
+	if (hca->capabilities & VIRTIO_RDMA_CAP_MCAST)
+		attr->kernel_cap_flags |= IBK_BLOCK_MULTICAST_LOOPBACK;
 }
 
 const struct ib_device_ops vrdma_device_ops = {
@@ -140,29 +181,44 @@ const struct ib_device_ops vrdma_device_ops = {
 
 	.add_gid = vrdma_add_gid,
 	.alloc_hw_port_stats = vrdma_alloc_hw_port_stats,
+	.alloc_mr = vrdma_alloc_mr,
+	.alloc_mw = vrdma_alloc_mw,
 	.alloc_pd = vrdma_alloc_pd,
 	.alloc_ucontext = vrdma_alloc_ucontext,
+	.alloc_xrcd = vrdma_alloc_xrcd,
+	.attach_mcast = vrdma_attach_mcast,
 	.create_ah = vrdma_create_ah,
 	.create_cq = vrdma_create_cq,
 	.create_qp = vrdma_create_qp,
 	.create_srq = vrdma_create_srq,
 	.create_user_ah = vrdma_create_ah,
+	.dealloc_mw = vrdma_dealloc_mw,
 	.dealloc_pd = vrdma_dealloc_pd,
 	.dealloc_ucontext = vrdma_dealloc_ucontext,
+	.dealloc_xrcd = vrdma_dealloc_xrcd,
 	.del_gid = vrdma_del_gid,
 	.dereg_mr = vrdma_dereg_mr,
 	.destroy_ah = vrdma_destroy_ah,
 	.destroy_cq = vrdma_destroy_cq,
 	.destroy_qp = vrdma_destroy_qp,
 	.destroy_srq = vrdma_destroy_srq,
+	.detach_mcast = vrdma_detach_mcast,
 	.disassociate_ucontext = vrdma_disassociate_ucontext,
+	.fill_res_cq_entry = vrdma_fill_cq,
+	.fill_res_mr_entry = vrdma_fill_mr,
+	.fill_res_qp_entry = vrdma_fill_qp,
+#ifdef VRDMA_HAVE_FILL_SRQ
+	.fill_res_srq_entry = vrdma_fill_srq,
+#endif
 	.get_dev_fw_str = vrdma_get_fw_str,
 	.get_dma_mr = vrdma_get_dma_mr,
 	.get_hw_stats = vrdma_get_hw_stats,
 	.get_link_layer = vrdma_get_link_layer,
 	.get_port_immutable = vrdma_get_port_immutable,
+	.map_mr_sg = vrdma_map_mr_sg,
 	.mmap = vrdma_mmap,
 	.mmap_free = vrdma_mmap_free,
+	.modify_cq = vrdma_modify_cq,
 	.modify_qp = vrdma_modify_qp,
 	.modify_srq = vrdma_modify_srq,
 	.poll_cq = vrdma_poll_cq,
@@ -177,11 +233,15 @@ const struct ib_device_ops vrdma_device_ops = {
 	.query_srq = vrdma_query_srq,
 	.reg_user_mr = vrdma_reg_user_mr,
 	.req_notify_cq = vrdma_req_notify_cq,
+	.rereg_user_mr = vrdma_rereg_user_mr,
+	.VRDMA_RESIZE_CQ_OP = vrdma_resize_user_cq,
 
 	INIT_RDMA_OBJ_SIZE(ib_ah, vrdma_ah, ibah),
 	INIT_RDMA_OBJ_SIZE(ib_cq, vrdma_cq, ibcq),
+	INIT_RDMA_OBJ_SIZE(ib_mw, vrdma_mw, ibmw),
 	INIT_RDMA_OBJ_SIZE(ib_pd, vrdma_pd, ibpd),
 	INIT_RDMA_OBJ_SIZE(ib_qp, vrdma_qp, ibqp),
 	INIT_RDMA_OBJ_SIZE(ib_srq, vrdma_srq, ibsrq),
 	INIT_RDMA_OBJ_SIZE(ib_ucontext, vrdma_ucontext, ibuc),
+	INIT_RDMA_OBJ_SIZE(ib_xrcd, vrdma_xrcd, ibxrcd),
 };

@@ -6,6 +6,14 @@
  */
 #include "vrdma.h"
 
+/* What this driver can make use of. */
+#define VRDMA_CAPABILITIES                                                                       \
+	(VIRTIO_RDMA_CAP_UC | VIRTIO_RDMA_CAP_UD | VIRTIO_RDMA_CAP_SRQ |                         \
+	 VIRTIO_RDMA_CAP_CQ_RESIZE | VIRTIO_RDMA_CAP_CQ_MODERATION | VIRTIO_RDMA_CAP_TIMESTAMP | \
+	 VIRTIO_RDMA_CAP_FAST_REG | VIRTIO_RDMA_CAP_MW | VIRTIO_RDMA_CAP_REREG_MR |              \
+	 VIRTIO_RDMA_CAP_MCAST | VIRTIO_RDMA_CAP_XRC | VIRTIO_RDMA_CAP_ATOMIC_WRITE |            \
+	 VIRTIO_RDMA_CAP_FLUSH | VIRTIO_RDMA_CAP_LOCAL_DMA_LKEY)
+
 static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation);
 static int vrdma_init_hca(struct vrdma_hca *hca);
 static int vrdma_check_attr(struct vrdma_hca *hca);
@@ -110,6 +118,8 @@ static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation)
 	strscpy(ibdev->node_desc, "virtio RDMA", sizeof(ibdev->node_desc));
 	ibdev->phys_port_cnt = 1;
 	ibdev->num_comp_vectors = vd->num_vectors;
+	ibdev->local_dma_lkey = VIRTIO_RDMA_LOCAL_DMA_LKEY;
+	ibdev->use_cq_dim = !!(hca->capabilities & VIRTIO_RDMA_CAP_CQ_MODERATION);
 	/* The virtio device, by whose modalias the provider in user space is found. */
 	ibdev->dev.parent = &vd->vdev->dev;
 	ib_set_device_ops(ibdev, &vrdma_device_ops);
@@ -154,8 +164,7 @@ static int vrdma_init_hca(struct vrdma_hca *hca)
 		.abi_minor = cpu_to_le16(VIRTIO_RDMA_ABI_MINOR),
 		.num_comp_vectors = cpu_to_le32(vd->num_vectors),
 		.status_page = cpu_to_le64(vd->status_dma),
-		.capabilities = cpu_to_le64(VIRTIO_RDMA_CAP_UC | VIRTIO_RDMA_CAP_UD |
-					    VIRTIO_RDMA_CAP_SRQ),
+		.capabilities = cpu_to_le64(VRDMA_CAPABILITIES),
 	};
 	struct virtio_rdma_init_answer answer;
 	int err;

@@ -1,16 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Protection domains and memory regions. Everything here may sleep.
+ * Protection domains, XRC domains, and memory regions of user memory or of all memory (those for
+ * fast registration are in fastreg.c). Everything here may sleep.
  */
 #include "vrdma.h"
 
 /* Rights that memory can be registered with. */
 #define VRDMA_MR_ACCESS                                                                          \
 	(IB_ACCESS_LOCAL_WRITE | IB_ACCESS_REMOTE_WRITE | IB_ACCESS_REMOTE_READ |                \
-	 IB_ACCESS_REMOTE_ATOMIC | IB_ACCESS_RELAXED_ORDERING)
+	 IB_ACCESS_REMOTE_ATOMIC | IB_ACCESS_MW_BIND | IB_ZERO_BASED |                           \
+	 IB_ACCESS_RELAXED_ORDERING | VRDMA_ACCESS_FLUSH)
+#ifdef VRDMA_HAVE_FLUSH
+#define VRDMA_ACCESS_FLUSH IB_ACCESS_FLUSH_GLOBAL
+#else
+#define VRDMA_ACCESS_FLUSH 0
+#endif
 
+static int vrdma_check_access(struct vrdma_hca *hca, int access);
+static int vrdma_list_umem(struct vrdma_hca *hca, struct vrdma_page_list *list,
+			   struct ib_umem *umem, __le64 *offset);
 static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,
 			int access);
+static int vrdma_rereg_mr(struct vrdma_hca *hca, struct vrdma_mr *mr,
+			  struct virtio_rdma_rereg_mr_request *request, struct ib_umem *umem);
 
 int vrdma_alloc_pd(struct ib_pd *ibpd, struct ib_udata *udata)
 {
@@ -83,8 +95,11 @@ struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 i
 	if (dmah)
 		return ERR_PTR(-EOPNOTSUPP);
 #endif
-	if (access & ~(VRDMA_MR_ACCESS | IB_ACCESS_OPTIONAL))
-		return ERR_PTR(-EOPNOTSUPP);
+	err = vrdma_check_access(hca, access);
+	if (err)
+		return ERR_PTR(err);
+	if (access & IB_ZERO_BASED)
+		iova = 0;
 	if (!length || length > le64_to_cpu(hca->attr.max_mr_size))
 		return ERR_PTR(-EINVAL);
 
@@ -99,6 +114,8 @@ struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 i
 	err = vrdma_reg_mr(to_vpd(ibpd), mr, iova, length, access);
 	if (err)
 		goto err_umem;
+	mutex_init(&mr->lock);
+	mr->access = access;
 	mr->ibmr.length = length;
 	mr->ibmr.iova = iova;
 	return &mr->ibmr;
@@ -119,8 +136,100 @@ int vrdma_dereg_mr(struct ib_mr *ibmr, struct ib_udata *udata)
 	if (err)
 		return err;
 	ib_umem_release(mr->umem);
+	vrdma_buf_free(to_vhca(ibmr->device)->vd, &mr->list);
 	kfree(mr);
 	return 0;
+}
+
+/*
+ * In place: what the core knows of the MR it changes itself when this has succeeded; with an
+ * error the MR stays as it was. Processes may do this to one MR at the same time.
+ */
+struct ib_mr *vrdma_rereg_user_mr(struct ib_mr *ibmr, int flags, u64 start, u64 length, u64 iova,
+				  int access, struct ib_pd *ibpd, struct ib_udata *udata)
+{
+	struct vrdma_hca *hca = to_vhca(ibmr->device);
+	struct virtio_rdma_rereg_mr_request request = {};
+	struct vrdma_mr *mr = to_vmr(ibmr);
+	struct ib_umem *umem = NULL;
+	int err;
+
+	BUILD_BUG_ON(IB_MR_REREG_TRANS != VIRTIO_RDMA_REREG_TRANSLATION);
+	BUILD_BUG_ON(IB_MR_REREG_PD != VIRTIO_RDMA_REREG_PD);
+	BUILD_BUG_ON(IB_MR_REREG_ACCESS != VIRTIO_RDMA_REREG_ACCESS);
+	if (!(hca->capabilities & VIRTIO_RDMA_CAP_REREG_MR) ||
+	    flags & ~(IB_MR_REREG_TRANS | IB_MR_REREG_PD | IB_MR_REREG_ACCESS))
+		return ERR_PTR(-EOPNOTSUPP);
+
+	mutex_lock(&mr->lock);
+	err = -EINVAL;
+	if (!mr->umem)
+		goto out;
+	if (flags & IB_MR_REREG_ACCESS) {
+		err = vrdma_check_access(hca, access);
+		if (err)
+			goto out;
+	} else {
+		access = mr->access;
+	}
+	if (flags & IB_MR_REREG_TRANS) {
+		err = -EINVAL;
+		if (!length || length > le64_to_cpu(hca->attr.max_mr_size))
+			goto out;
+	} else {
+		start = mr->umem->address;
+		length = mr->umem->length;
+		iova = ibmr->iova;
+	}
+	if (access & IB_ZERO_BASED)
+		iova = 0;
+	/* Memory that was pinned for reading is pinned anew to be written. */
+	if (ib_access_writable(access) && !mr->umem->writable) {
+		err = -EPERM;
+		if (!(flags & IB_MR_REREG_TRANS) && mr->umem->owning_mm != current->mm)
+			goto out;
+		flags |= IB_MR_REREG_TRANS;
+	}
+	if (flags & IB_MR_REREG_TRANS) {
+		umem = ib_umem_get_va(&hca->ibdev, start, length, access);
+		if (IS_ERR(umem)) {
+			err = PTR_ERR(umem);
+			goto out;
+		}
+	}
+	request.flags = cpu_to_le32(flags);
+	if (flags & IB_MR_REREG_PD)
+		request.pdn = cpu_to_le32(to_vpd(ibpd)->pdn);
+	request.access = cpu_to_le32(vrdma_access_to_wire(access));
+	request.iova = cpu_to_le64(iova);
+	request.length = cpu_to_le64(length);
+	err = vrdma_rereg_mr(hca, mr, &request, umem);
+	if (!err)
+		mr->access = access;
+out:
+	mutex_unlock(&mr->lock);
+	return ERR_PTR(err);
+}
+
+int vrdma_alloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata)
+{
+	struct vrdma_hca *hca = to_vhca(ibxrcd->device);
+	struct virtio_rdma_number_answer answer;
+	int err;
+
+	if (!(hca->capabilities & VIRTIO_RDMA_CAP_XRC))
+		return -EOPNOTSUPP;
+	err = vrdma_command(hca->vd, VIRTIO_RDMA_CMD_ALLOC_XRCD, NULL, 0, &answer, sizeof(answer));
+	if (err)
+		return err;
+	to_vxrcd(ibxrcd)->xrcdn = le32_to_cpu(answer.number);
+	return 0;
+}
+
+int vrdma_dealloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata)
+{
+	return vrdma_destroy(to_vhca(ibxrcd->device)->vd, VIRTIO_RDMA_CMD_DEALLOC_XRCD,
+			     to_vxrcd(ibxrcd)->xrcdn);
 }
 
 /* Rights without a counterpart are optional ones, which may be dropped. */
@@ -130,6 +239,11 @@ u32 vrdma_access_to_wire(int access)
 	BUILD_BUG_ON(IB_ACCESS_REMOTE_WRITE != VIRTIO_RDMA_ACCESS_REMOTE_WRITE);
 	BUILD_BUG_ON(IB_ACCESS_REMOTE_READ != VIRTIO_RDMA_ACCESS_REMOTE_READ);
 	BUILD_BUG_ON(IB_ACCESS_REMOTE_ATOMIC != VIRTIO_RDMA_ACCESS_REMOTE_ATOMIC);
+	BUILD_BUG_ON(IB_ACCESS_MW_BIND != VIRTIO_RDMA_ACCESS_MW_BIND);
+	BUILD_BUG_ON(IB_ZERO_BASED != VIRTIO_RDMA_ACCESS_ZERO_BASED);
+#ifdef VRDMA_HAVE_FLUSH
+	BUILD_BUG_ON(IB_ACCESS_FLUSH_GLOBAL != VIRTIO_RDMA_ACCESS_FLUSH_GLOBAL);
+#endif
 	BUILD_BUG_ON(IB_ACCESS_RELAXED_ORDERING != VIRTIO_RDMA_ACCESS_RELAXED_ORDERING);
 	return access & VRDMA_MR_ACCESS;
 }
@@ -146,19 +260,11 @@ static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 
 	};
 	struct virtio_rdma_mr_answer answer;
 	struct vrdma_page_list list;
-	unsigned long page_size;
 	int err;
 
-	page_size = ib_umem_find_best_pgsz(mr->umem,
-					   le64_to_cpu(hca->attr.page_size_cap) &
-						   GENMASK(30, VRDMA_PAGE_SHIFT),
-					   iova);
-	if (!page_size)
-		return -EINVAL;
-	err = vrdma_page_list_of_umem(hca->vd, &list, mr->umem, page_size);
+	err = vrdma_list_umem(hca, &list, mr->umem, &request.offset);
 	if (err)
 		return err;
-	request.offset = cpu_to_le64(ib_umem_dma_offset(mr->umem, page_size));
 	request.pages = list.wire;
 	err = vrdma_command(hca->vd, VIRTIO_RDMA_CMD_REG_MR, &request, sizeof(request), &answer,
 			    sizeof(answer));
@@ -170,4 +276,59 @@ static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 
 	mr->ibmr.lkey = le32_to_cpu(answer.lkey);
 	mr->ibmr.rkey = le32_to_cpu(answer.rkey);
 	return 0;
+}
+
+/* Takes `umem`, unless it is NULL, in the place of the MR's when the device has changed over. */
+static int vrdma_rereg_mr(struct vrdma_hca *hca, struct vrdma_mr *mr,
+			  struct virtio_rdma_rereg_mr_request *request, struct ib_umem *umem)
+{
+	struct virtio_rdma_mr_answer answer;
+	struct vrdma_page_list list = {};
+	int err = 0;
+
+	if (umem)
+		err = vrdma_list_umem(hca, &list, umem, &request->offset);
+	if (err)
+		goto out;
+	request->mrn = cpu_to_le32(mr->mrn);
+	request->pages = list.wire;
+	err = vrdma_command(hca->vd, VIRTIO_RDMA_CMD_REREG_MR, request, sizeof(*request), &answer,
+			    sizeof(answer));
+	vrdma_page_list_free(hca->vd, &list);
+	if (err)
+		goto out;
+
+	mr->ibmr.lkey = le32_to_cpu(answer.lkey);
+	mr->ibmr.rkey = le32_to_cpu(answer.rkey);
+	if (umem)
+		swap(umem, mr->umem);
+out:
+	ib_umem_release(umem);
+	return err;
+}
+
+static int vrdma_check_access(struct vrdma_hca *hca, int access)
+{
+	if (access & ~(VRDMA_MR_ACCESS | IB_ACCESS_OPTIONAL))
+		return -EOPNOTSUPP;
+	if (access & IB_ACCESS_MW_BIND && !(hca->capabilities & VIRTIO_RDMA_CAP_MW))
+		return -EOPNOTSUPP;
+	if (access & VRDMA_ACCESS_FLUSH && !(hca->capabilities & VIRTIO_RDMA_CAP_FLUSH))
+		return -EOPNOTSUPP;
+	return 0;
+}
+
+/* In pages as large as the memory allows. The caller frees the list. */
+static int vrdma_list_umem(struct vrdma_hca *hca, struct vrdma_page_list *list,
+			   struct ib_umem *umem, __le64 *offset)
+{
+	const u64 sizes = le64_to_cpu(hca->attr.page_size_cap) & GENMASK(30, VRDMA_PAGE_SHIFT);
+	unsigned long page_size;
+
+	/* By the process's address, for that of work requests need not be congruent to it. */
+	page_size = ib_umem_find_best_pgsz(umem, sizes, umem->address);
+	if (!page_size)
+		return -EINVAL;
+	*offset = cpu_to_le64(ib_umem_dma_offset(umem, page_size));
+	return vrdma_page_list_of_umem(hca->vd, list, umem, page_size);
 }

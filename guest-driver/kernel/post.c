@@ -4,10 +4,18 @@
  * those of processes.
  */
 #include <linux/bitops.h>
+#include <linux/log2.h>
 
 #include "vrdma.h"
 
 static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr);
+static int vrdma_write_datagram(struct virtio_rdma_send_wqe *wqe, const struct ib_send_wr *wr);
+static int vrdma_write_operation(struct virtio_rdma_send_wqe *wqe, u8 *slot,
+				 const struct ib_send_wr *wr);
+static void vrdma_write_atomic(struct virtio_rdma_send_wqe *wqe, u8 *to,
+			       const struct ib_atomic_wr *wr, u64 compare_add, u64 swap);
+static void vrdma_write_reg_mr(struct virtio_rdma_send_wqe *wqe, u8 *to,
+			       const struct ib_reg_wr *wr);
 static int vrdma_post_recvs(struct vrdma_ring *ring, const struct ib_recv_wr *wr,
 			    const struct ib_recv_wr **bad_wr);
 static int vrdma_write_recv_wqe(struct vrdma_ring *ring, const struct ib_recv_wr *wr);
@@ -39,7 +47,7 @@ int vrdma_post_send(struct ib_qp *ibqp, const struct ib_send_wr *wr,
 	u32 before;
 	int err = 0;
 
-	if (qp->umem || state < IB_QPS_RTS) {
+	if (vrdma_is_user_qp(qp) || state < IB_QPS_RTS) {
 		*bad_wr = wr;
 		return -EINVAL;
 	}
@@ -68,7 +76,7 @@ int vrdma_post_recv(struct ib_qp *ibqp, const struct ib_recv_wr *wr,
 	u32 before;
 	int err;
 
-	if (qp->umem || ibqp->srq || READ_ONCE(qp->state) == IB_QPS_RESET) {
+	if (vrdma_is_user_qp(qp) || ibqp->srq || READ_ONCE(qp->state) == IB_QPS_RESET) {
 		*bad_wr = wr;
 		return -EINVAL;
 	}
@@ -137,39 +145,12 @@ static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr
 	if (wr->num_sge < 0 || wr->num_sge > qp->sq.max_sge)
 		return -EINVAL;
 
-	switch (wr->opcode) {
-	case IB_WR_SEND:
-		wqe.opcode = VIRTIO_RDMA_WR_SEND;
-		break;
-	case IB_WR_SEND_WITH_IMM:
-		wqe.opcode = VIRTIO_RDMA_WR_SEND_WITH_IMM;
-		break;
-	case IB_WR_RDMA_WRITE:
-		wqe.opcode = VIRTIO_RDMA_WR_RDMA_WRITE;
-		break;
-	case IB_WR_RDMA_WRITE_WITH_IMM:
-		wqe.opcode = VIRTIO_RDMA_WR_RDMA_WRITE_WITH_IMM;
-		break;
-	case IB_WR_RDMA_READ:
-		wqe.opcode = VIRTIO_RDMA_WR_RDMA_READ;
-		break;
-	default:
-		/* Not among what query_device says that the device can do. */
-		return -EOPNOTSUPP;
-	}
-	if (wr->opcode == IB_WR_SEND_WITH_IMM || wr->opcode == IB_WR_RDMA_WRITE_WITH_IMM)
-		wqe.imm = (__force __le32)wr->ex.imm_data;
-	if (qp->ibqp.qp_type == IB_QPT_UD || qp->ibqp.qp_type == IB_QPT_GSI) {
-		const struct ib_ud_wr *ud = ud_wr(wr);
-
-		if (wr->opcode != IB_WR_SEND && wr->opcode != IB_WR_SEND_WITH_IMM)
-			return -EINVAL;
-		wqe.remote_addr = cpu_to_le64((u64)ud->remote_qpn << 32 | to_vah(ud->ah)->index);
-		wqe.rkey = cpu_to_le32(ud->remote_qkey);
-	} else if (wr->opcode != IB_WR_SEND && wr->opcode != IB_WR_SEND_WITH_IMM) {
-		wqe.remote_addr = cpu_to_le64(rdma_wr(wr)->remote_addr);
-		wqe.rkey = cpu_to_le32(rdma_wr(wr)->rkey);
-	}
+	if (qp->ibqp.qp_type == IB_QPT_UD || qp->ibqp.qp_type == IB_QPT_GSI)
+		err = vrdma_write_datagram(&wqe, wr);
+	else
+		err = vrdma_write_operation(&wqe, slot, wr);
+	if (err)
+		return err;
 	if (wr->send_flags & IB_SEND_FENCE)
 		wqe.flags |= VIRTIO_RDMA_SEND_FENCE;
 	if (wr->send_flags & IB_SEND_SIGNALED || qp->sig_type == IB_SIGNAL_ALL_WR)
@@ -180,14 +161,16 @@ static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr
 	wqe.phase = phase;
 
 	if (wr->send_flags & IB_SEND_INLINE) {
-		if (wr->opcode == IB_WR_RDMA_READ)
+		if (wr->opcode == IB_WR_RDMA_READ || wr->opcode == IB_WR_REG_MR ||
+		    wr->opcode == IB_WR_LOCAL_INV || wr->opcode == IB_WR_ATOMIC_CMP_AND_SWP ||
+		    wr->opcode == IB_WR_ATOMIC_FETCH_AND_ADD)
 			return -EINVAL;
 		err = vrdma_write_inline(qp, slot + VIRTIO_RDMA_WQE_SEND_DATA, wr);
 		if (err < 0)
 			return err;
 		wqe.flags |= VIRTIO_RDMA_SEND_INLINE;
 		wqe.inline_length = cpu_to_le32(err);
-	} else {
+	} else if (wr->opcode != IB_WR_REG_MR && wr->opcode != IB_WR_LOCAL_INV) {
 		wqe.num_sge = wr->num_sge;
 		vrdma_write_sges(slot + VIRTIO_RDMA_WQE_SEND_DATA, wr->sg_list, wr->num_sge);
 	}
@@ -195,6 +178,108 @@ static int vrdma_write_send_wqe(struct vrdma_qp *qp, const struct ib_send_wr *wr
 	memcpy(slot + sizeof(__le64), (u8 *)&wqe + sizeof(__le64), sizeof(wqe) - sizeof(__le64));
 	vrdma_publish(slot, *(__le64 *)&wqe);
 	return 0;
+}
+
+/* What a datagram's WQE says of its destination. */
+static int vrdma_write_datagram(struct virtio_rdma_send_wqe *wqe, const struct ib_send_wr *wr)
+{
+	const struct ib_ud_wr *ud = ud_wr(wr);
+
+	switch (wr->opcode) {
+	case IB_WR_SEND:
+		wqe->opcode = VIRTIO_RDMA_WR_SEND;
+		break;
+	case IB_WR_SEND_WITH_IMM:
+		wqe->opcode = VIRTIO_RDMA_WR_SEND_WITH_IMM;
+		wqe->imm = (__force __le32)wr->ex.imm_data;
+		break;
+	default:
+		return -EINVAL;
+	}
+	wqe->remote_addr = cpu_to_le64((u64)ud->remote_qpn << 32 | to_vah(ud->ah)->index);
+	wqe->rkey = cpu_to_le32(ud->remote_qkey);
+	return 0;
+}
+
+/* The operation of a WQE of a connection; what is not data, in the slot too. */
+static int vrdma_write_operation(struct virtio_rdma_send_wqe *wqe, u8 *slot,
+				 const struct ib_send_wr *wr)
+{
+	switch (wr->opcode) {
+	case IB_WR_SEND:
+		wqe->opcode = VIRTIO_RDMA_WR_SEND;
+		return 0;
+	case IB_WR_SEND_WITH_IMM:
+		wqe->opcode = VIRTIO_RDMA_WR_SEND_WITH_IMM;
+		wqe->imm = (__force __le32)wr->ex.imm_data;
+		return 0;
+	case IB_WR_SEND_WITH_INV:
+		wqe->opcode = VIRTIO_RDMA_WR_SEND_WITH_INV;
+		wqe->imm = cpu_to_le32(wr->ex.invalidate_rkey);
+		return 0;
+	case IB_WR_LOCAL_INV:
+		wqe->opcode = VIRTIO_RDMA_WR_LOCAL_INV;
+		wqe->rkey = cpu_to_le32(wr->ex.invalidate_rkey);
+		return 0;
+	case IB_WR_REG_MR:
+		wqe->opcode = VIRTIO_RDMA_WR_REG_MR;
+		vrdma_write_reg_mr(wqe, slot + VIRTIO_RDMA_WQE_SEND_DATA, reg_wr(wr));
+		return 0;
+	case IB_WR_RDMA_WRITE:
+		wqe->opcode = VIRTIO_RDMA_WR_RDMA_WRITE;
+		break;
+	case IB_WR_RDMA_WRITE_WITH_IMM:
+		wqe->opcode = VIRTIO_RDMA_WR_RDMA_WRITE_WITH_IMM;
+		wqe->imm = (__force __le32)wr->ex.imm_data;
+		break;
+	case IB_WR_RDMA_READ:
+		wqe->opcode = VIRTIO_RDMA_WR_RDMA_READ;
+		break;
+	case IB_WR_ATOMIC_CMP_AND_SWP:
+		wqe->opcode = VIRTIO_RDMA_WR_ATOMIC_CMP_AND_SWP;
+		vrdma_write_atomic(wqe, slot + VIRTIO_RDMA_WQE_ATOMIC_ARGS, atomic_wr(wr),
+				   atomic_wr(wr)->compare_add, atomic_wr(wr)->swap);
+		return wr->num_sge == 1 ? 0 : -EINVAL;
+	case IB_WR_ATOMIC_FETCH_AND_ADD:
+		wqe->opcode = VIRTIO_RDMA_WR_ATOMIC_FETCH_AND_ADD;
+		vrdma_write_atomic(wqe, slot + VIRTIO_RDMA_WQE_ATOMIC_ARGS, atomic_wr(wr),
+				   atomic_wr(wr)->compare_add, 0);
+		return wr->num_sge == 1 ? 0 : -EINVAL;
+	default:
+		/* Not among what query_device says that the device can do. */
+		return -EOPNOTSUPP;
+	}
+	wqe->remote_addr = cpu_to_le64(rdma_wr(wr)->remote_addr);
+	wqe->rkey = cpu_to_le32(rdma_wr(wr)->rkey);
+	return 0;
+}
+
+static void vrdma_write_atomic(struct virtio_rdma_send_wqe *wqe, u8 *to,
+			       const struct ib_atomic_wr *wr, u64 compare_add, u64 swap)
+{
+	struct virtio_rdma_atomic_args *args = (struct virtio_rdma_atomic_args *)to;
+
+	wqe->remote_addr = cpu_to_le64(wr->remote_addr);
+	wqe->rkey = cpu_to_le32(wr->rkey);
+	args->compare_add = cpu_to_le64(compare_add);
+	args->swap = cpu_to_le64(swap);
+}
+
+/* The memory is what map_mr_sg has put into the MR's list. */
+static void vrdma_write_reg_mr(struct virtio_rdma_send_wqe *wqe, u8 *to,
+			       const struct ib_reg_wr *wr)
+{
+	struct virtio_rdma_reg_mr_args *args = (struct virtio_rdma_reg_mr_args *)to;
+	const struct vrdma_mr *mr = to_vmr(wr->mr);
+
+	wqe->remote_addr = cpu_to_le64(mr->ibmr.iova);
+	wqe->rkey = cpu_to_le32(wr->key);
+	memset(args, 0, sizeof(*args));
+	args->length = cpu_to_le64(mr->ibmr.length);
+	args->access = cpu_to_le32(vrdma_access_to_wire(wr->access));
+	args->num_pages = cpu_to_le32(mr->num_pages);
+	args->offset = cpu_to_le32(mr->offset);
+	args->page_shift = ilog2(mr->ibmr.page_size);
 }
 
 /* With the queue's lock held. */

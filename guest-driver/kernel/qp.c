@@ -24,7 +24,8 @@ static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp,
 static int vrdma_kernel_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct ib_qp_cap *cap,
 			      struct virtio_rdma_create_qp_request *request,
 			      struct vrdma_page_list *list);
-static u32 vrdma_send_stride(u32 max_sge, u32 max_inline);
+static bool vrdma_is_xrc(enum ib_qp_type type);
+static u32 vrdma_send_stride(enum ib_qp_type type, u32 max_sge, u32 max_inline);
 static u8 vrdma_qp_type(enum ib_qp_type type);
 static void vrdma_qp_free_memory(struct vrdma_vdev *vd, struct vrdma_qp *qp);
 static void vrdma_qp_clean_cqs(struct vrdma_qp *qp);
@@ -45,10 +46,12 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	err = vrdma_check_init_attr(hca, attr);
 	if (err)
 		return err;
-	if (attr->srq) {
+	if (attr->srq || vrdma_is_xrc(attr->qp_type)) {
 		attr->cap.max_recv_wr = 0;
 		attr->cap.max_recv_sge = 0;
 	}
+	if (attr->qp_type == IB_QPT_XRC_TGT)
+		memset(&attr->cap, 0, sizeof(attr->cap));
 	mutex_init(&qp->lock);
 	spin_lock_init(&qp->sq.lock);
 	spin_lock_init(&qp->rq.lock);
@@ -72,17 +75,28 @@ int vrdma_create_qp(struct ib_qp *ibqp, struct ib_qp_init_attr *attr, struct ib_
 	if (err)
 		goto err_slot;
 
-	request.pdn = cpu_to_le32(to_vpd(ibqp->pd)->pdn);
-	request.send_cqn = cpu_to_le32(to_vcq(attr->send_cq)->cqn);
-	request.recv_cqn = cpu_to_le32(to_vcq(attr->recv_cq)->cqn);
+	if (attr->qp_type == IB_QPT_XRC_TGT) {
+		request.xrcdn = cpu_to_le32(to_vxrcd(attr->xrcd)->xrcdn);
+	} else {
+		request.pdn = cpu_to_le32(to_vpd(ibqp->pd)->pdn);
+		request.send_cqn = cpu_to_le32(to_vcq(attr->send_cq)->cqn);
+	}
+	if (!vrdma_is_xrc(attr->qp_type))
+		request.recv_cqn = cpu_to_le32(to_vcq(attr->recv_cq)->cqn);
 	request.srqn = cpu_to_le32(attr->srq ? to_vsrq(attr->srq)->srqn : VIRTIO_RDMA_NO_SRQ);
 	request.uarn = cpu_to_le32(qp->uar->uarn);
 	request.slot = cpu_to_le32(qp->slot);
 	request.qp_type = vrdma_qp_type(attr->qp_type);
-	/* Which a process can't get: it lets the QP use keys for all of memory. */
-	request.flags = udata ? 0 : VIRTIO_RDMA_QP_FLAG_KERNEL;
+	/*
+	 * Which a process can't get: it lets the QP use keys for all of memory. The core creates
+	 * XRC targets for processes as if they were its own.
+	 */
+	if (!udata && attr->qp_type != IB_QPT_XRC_TGT)
+		request.flags |= VIRTIO_RDMA_QP_FLAG_KERNEL;
 	if (attr->sq_sig_type == IB_SIGNAL_ALL_WR)
 		request.flags |= VIRTIO_RDMA_QP_FLAG_SIGNAL_ALL;
+	if (attr->create_flags & IB_QP_CREATE_BLOCK_MULTICAST_LOOPBACK)
+		request.flags |= VIRTIO_RDMA_QP_FLAG_BLOCK_SELF_MCAST;
 	request.pages = list.wire;
 	err = vrdma_command(vd, VIRTIO_RDMA_CMD_CREATE_QP, &request, sizeof(request), &answer,
 			    sizeof(answer));
@@ -148,7 +162,7 @@ int vrdma_modify_qp(struct ib_qp *ibqp, struct ib_qp_attr *attr, int mask,
 
 	WRITE_ONCE(qp->state, to);
 	/* The device begins again at the first slots; a process sees to its own rings. */
-	if (to == IB_QPS_RESET && !qp->umem) {
+	if (to == IB_QPS_RESET && !vrdma_is_user_qp(qp)) {
 		vrdma_qp_clean_cqs(qp);
 		vrdma_ring_reset(&qp->sq);
 		vrdma_ring_reset(&qp->rq);
@@ -202,6 +216,7 @@ int vrdma_query_qp(struct ib_qp *ibqp, struct ib_qp_attr *attr, int mask,
 	init_attr->send_cq = ibqp->send_cq;
 	init_attr->recv_cq = ibqp->recv_cq;
 	init_attr->srq = ibqp->srq;
+	init_attr->xrcd = ibqp->xrcd;
 	init_attr->cap = qp->cap;
 	init_attr->sq_sig_type = qp->sig_type;
 	init_attr->qp_type = ibqp->qp_type;
@@ -232,7 +247,6 @@ int vrdma_destroy_qp(struct ib_qp *ibqp, struct ib_udata *udata)
 static int vrdma_check_init_attr(struct vrdma_hca *hca, const struct ib_qp_init_attr *attr)
 {
 	const struct ib_qp_cap *cap = &attr->cap;
-
 	const u64 caps = hca->capabilities;
 
 	switch (attr->qp_type) {
@@ -247,12 +261,26 @@ static int vrdma_check_init_attr(struct vrdma_hca *hca, const struct ib_qp_init_
 		if (!(caps & VIRTIO_RDMA_CAP_UD))
 			return -EOPNOTSUPP;
 		break;
+	case IB_QPT_XRC_INI:
+	case IB_QPT_XRC_TGT:
+		if (!(caps & VIRTIO_RDMA_CAP_XRC))
+			return -EOPNOTSUPP;
+		break;
 	default:
 		return -EOPNOTSUPP;
 	}
-	if (attr->create_flags || attr->rwq_ind_tbl)
+	if (attr->create_flags &&
+	    (attr->create_flags != IB_QP_CREATE_BLOCK_MULTICAST_LOOPBACK ||
+	     attr->qp_type != IB_QPT_UD || !(caps & VIRTIO_RDMA_CAP_MCAST)))
 		return -EOPNOTSUPP;
-	if (!attr->send_cq || !attr->recv_cq ||
+	if (attr->rwq_ind_tbl)
+		return -EOPNOTSUPP;
+	if (attr->qp_type == IB_QPT_XRC_TGT)
+		return attr->xrcd ? 0 : -EINVAL;
+	if (attr->srq &&
+	    (attr->qp_type == IB_QPT_XRC_INI || attr->srq->srq_type != IB_SRQT_BASIC))
+		return -EINVAL;
+	if (!attr->send_cq || (!attr->recv_cq && attr->qp_type != IB_QPT_XRC_INI) ||
 	    cap->max_send_wr > le32_to_cpu(hca->attr.max_qp_wr) ||
 	    cap->max_recv_wr > le32_to_cpu(hca->attr.max_qp_wr) ||
 	    cap->max_send_sge > le32_to_cpu(hca->attr.max_send_sge) ||
@@ -281,11 +309,13 @@ static int vrdma_user_rings(struct vrdma_hca *hca, struct vrdma_qp *qp,
 		return err;
 	if (ureq.sq_entries < cap->max_send_wr || ureq.sq_entries > max_qp_wr ||
 	    ureq.rq_entries < cap->max_recv_wr || ureq.rq_entries > max_qp_wr ||
-	    (attr->srq && ureq.rq_entries) ||
+	    ((attr->srq || vrdma_is_xrc(attr->qp_type)) && ureq.rq_entries) ||
 	    ureq.max_inline < cap->max_inline_data ||
 	    ureq.max_inline > le32_to_cpu(hca->attr.max_inline) ||
 	    !vrdma_check_ring(ureq.sq_entries, ureq.sq_stride_shift, ureq.sq_offset,
-			      vrdma_send_stride(cap->max_send_sge, ureq.max_inline), &bytes) ||
+			      vrdma_send_stride(attr->qp_type, cap->max_send_sge,
+						ureq.max_inline),
+			      &bytes) ||
 	    !vrdma_check_ring(ureq.rq_entries, ureq.rq_stride_shift, ureq.rq_offset,
 			      vrdma_recv_stride(cap->max_recv_sge), &bytes))
 		return -EINVAL;
@@ -316,7 +346,8 @@ static int vrdma_kernel_rings(struct vrdma_hca *hca, struct vrdma_qp *qp, struct
 			      struct virtio_rdma_create_qp_request *request,
 			      struct vrdma_page_list *list)
 {
-	u32 sq_stride = vrdma_send_stride(cap->max_send_sge, cap->max_inline_data);
+	u32 sq_stride = vrdma_send_stride(qp->ibqp.qp_type, cap->max_send_sge,
+					  cap->max_inline_data);
 	u32 rq_stride = vrdma_recv_stride(cap->max_recv_sge);
 	size_t sq_offset, rq_offset, bytes;
 	int err;
@@ -382,11 +413,18 @@ bool vrdma_check_ring(u32 entries, u8 stride_shift, u32 offset, u32 least_stride
 	return true;
 }
 
-static u32 vrdma_send_stride(u32 max_sge, u32 max_inline)
+static bool vrdma_is_xrc(enum ib_qp_type type)
+{
+	return type == IB_QPT_XRC_INI || type == IB_QPT_XRC_TGT;
+}
+
+static u32 vrdma_send_stride(enum ib_qp_type type, u32 max_sge, u32 max_inline)
 {
 	u32 bytes = VIRTIO_RDMA_WQE_SEND_DATA +
 		    max_t(u32, max_sge * sizeof(struct virtio_rdma_sge), max_inline);
 
+	if (type == IB_QPT_XRC_INI)
+		bytes += sizeof(struct virtio_rdma_xrc_args);
 	return max(roundup_pow_of_two(bytes), 1UL << VIRTIO_RDMA_WQE_STRIDE_SHIFT_MIN);
 }
 
@@ -406,6 +444,10 @@ static u8 vrdma_qp_type(enum ib_qp_type type)
 		return VIRTIO_RDMA_QP_TYPE_UD;
 	case IB_QPT_GSI:
 		return VIRTIO_RDMA_QP_TYPE_GSI;
+	case IB_QPT_XRC_INI:
+		return VIRTIO_RDMA_QP_TYPE_XRC_INI;
+	case IB_QPT_XRC_TGT:
+		return VIRTIO_RDMA_QP_TYPE_XRC_TGT;
 	default:
 		return VIRTIO_RDMA_QP_TYPE_RC;
 	}
@@ -421,8 +463,10 @@ static void vrdma_qp_free_memory(struct vrdma_vdev *vd, struct vrdma_qp *qp)
 
 static void vrdma_qp_clean_cqs(struct vrdma_qp *qp)
 {
-	vrdma_cq_clean(to_vcq(qp->ibqp.send_cq), qp->qpn);
-	if (qp->ibqp.recv_cq != qp->ibqp.send_cq)
+	/* XRC QPs lack one or both. */
+	if (qp->ibqp.send_cq)
+		vrdma_cq_clean(to_vcq(qp->ibqp.send_cq), qp->qpn);
+	if (qp->ibqp.recv_cq && qp->ibqp.recv_cq != qp->ibqp.send_cq)
 		vrdma_cq_clean(to_vcq(qp->ibqp.recv_cq), qp->qpn);
 }
 

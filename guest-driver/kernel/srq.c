@@ -29,8 +29,16 @@ int vrdma_create_srq(struct ib_srq *ibsrq, struct ib_srq_init_attr *init, struct
 	struct vrdma_page_list list;
 	int err, slot;
 
-	if (init->srq_type != IB_SRQT_BASIC || !(hca->capabilities & VIRTIO_RDMA_CAP_SRQ))
+	if (!(hca->capabilities & VIRTIO_RDMA_CAP_SRQ))
 		return -EOPNOTSUPP;
+	if (init->srq_type == IB_SRQT_XRC) {
+		if (!(hca->capabilities & VIRTIO_RDMA_CAP_XRC))
+			return -EOPNOTSUPP;
+		request.xrcdn = cpu_to_le32(to_vxrcd(init->ext.xrc.xrcd)->xrcdn);
+		request.cqn = cpu_to_le32(to_vcq(init->ext.cq)->cqn);
+	} else if (init->srq_type != IB_SRQT_BASIC) {
+		return -EOPNOTSUPP;
+	}
 	if (!attr->max_wr || attr->max_wr > le32_to_cpu(hca->attr.max_srq_wr) ||
 	    attr->max_sge > le32_to_cpu(hca->attr.max_srq_sge) ||
 	    attr->srq_limit > attr->max_wr)
@@ -70,6 +78,8 @@ int vrdma_create_srq(struct ib_srq *ibsrq, struct ib_srq_init_attr *init, struct
 		goto err_memory;
 	srq->srqn = le32_to_cpu(answer.number);
 	srq->max_sge = attr->max_sge;
+	if (init->srq_type == IB_SRQT_XRC)
+		ibsrq->ext.xrc.srq_num = srq->srqn;
 	attr->max_wr = srq->entries;
 
 	/* In the place of an SRQ that is being destroyed and had this number, perhaps. */

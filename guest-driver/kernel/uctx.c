@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * User contexts: the user access region (UAR) in which a process's QPs and SRQs show pending work, what a
- * process maps (UAR, status page, doorbell pages), and the method that rings a doorbell where it
- * can't be mapped. Processes are hostile to each other: a UAR belongs to one of them, the status
- * page is read-only, and a doorbell page holds the notify address of one queue and nothing else.
+ * User contexts: the user access region (UAR) in which a process's QPs and SRQs show pending
+ * work, what a process maps (UAR, status page, doorbell pages), the method that rings a doorbell
+ * where it can't be mapped, and the one that reads the device's clocks. Processes are hostile to
+ * each other: a UAR belongs to one of them, the status page is read-only, and a doorbell page
+ * holds the notify address of one queue and nothing else.
  */
 #include <linux/dma-mapping.h>
 #include <linux/nospec.h>
@@ -180,12 +181,42 @@ static int UVERBS_HANDLER(VIRTIO_RDMA_METHOD_RING)(struct uverbs_attr_bundle *at
 	return virtqueue_notify(vd->vectors[vector].doorbellq) ? 0 : -EIO;
 }
 
+static int UVERBS_HANDLER(VIRTIO_RDMA_METHOD_QUERY_CLOCK)(struct uverbs_attr_bundle *attrs)
+{
+	struct ib_ucontext *ibuc = ib_uverbs_get_ucontext(attrs);
+	struct virtio_rdma_uresp_clock resp = {};
+	struct virtio_rdma_clock_answer answer;
+	struct vrdma_hca *hca;
+	int err;
+
+	if (IS_ERR(ibuc))
+		return PTR_ERR(ibuc);
+	hca = to_vhca(ibuc->device);
+	if (!(hca->capabilities & VIRTIO_RDMA_CAP_TIMESTAMP))
+		return -EOPNOTSUPP;
+	err = vrdma_command(hca->vd, VIRTIO_RDMA_CMD_QUERY_CLOCK, NULL, 0, &answer,
+			    sizeof(answer));
+	if (err)
+		return err;
+	resp.timestamp = le64_to_cpu(answer.timestamp);
+	resp.wall_clock = le64_to_cpu(answer.wall_clock);
+	return uverbs_copy_to_struct_or_zero(attrs, VIRTIO_RDMA_ATTR_CLOCK_ANSWER, &resp,
+					     sizeof(resp));
+}
+
 DECLARE_UVERBS_NAMED_METHOD(VIRTIO_RDMA_METHOD_RING,
 			    UVERBS_ATTR_PTR_IN(VIRTIO_RDMA_ATTR_RING_VECTOR,
 					       UVERBS_ATTR_TYPE(u32), UA_MANDATORY));
 
+DECLARE_UVERBS_NAMED_METHOD(VIRTIO_RDMA_METHOD_QUERY_CLOCK,
+			    UVERBS_ATTR_PTR_OUT(VIRTIO_RDMA_ATTR_CLOCK_ANSWER,
+						UVERBS_ATTR_STRUCT(struct virtio_rdma_uresp_clock,
+								   wall_clock),
+						UA_MANDATORY));
+
 DECLARE_UVERBS_GLOBAL_METHODS(VIRTIO_RDMA_OBJECT_DOORBELL,
-			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_RING));
+			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_RING),
+			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_QUERY_CLOCK));
 
 const struct uapi_definition vrdma_uapi[] = {
 	UAPI_DEF_CHAIN_OBJ_TREE_NAMED(VIRTIO_RDMA_OBJECT_DOORBELL),

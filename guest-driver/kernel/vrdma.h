@@ -148,10 +148,30 @@ struct vrdma_ah {
 	struct virtio_rdma_address_vector av;
 };
 
+struct vrdma_xrcd {
+	struct ib_xrcd ibxrcd;
+	u32 xrcdn;
+};
+
 struct vrdma_mr {
 	struct ib_mr ibmr;
-	struct ib_umem *umem; /* NULL for a DMA MR */
 	u32 mrn;
+
+	/* Of user memory: */
+	struct ib_umem *umem;
+	int access;
+	struct mutex lock; /* of re-registration */
+
+	/* For fast registration: the list, shared with the device (fastreg.c). */
+	struct vrdma_buf list;
+	u32 max_pages;
+	u32 num_pages;
+	u32 offset; /* of the first byte in its page */
+};
+
+struct vrdma_mw {
+	struct ib_mw ibmw;
+	u32 mwn;
 };
 
 /* The tables of a virtio_rdma_page_list while a command refers to them (pages.c). */
@@ -166,6 +186,7 @@ struct vrdma_cq {
 	u32 cqn;
 	u32 entries; /* a power of two */
 	struct ib_umem *umem; /* user CQs */
+	struct mutex resize_lock; /* of `umem` and `entries`, where they change */
 	struct vrdma_buf buf; /* kernel CQs */
 
 	/* Kernel CQs only. */
@@ -218,7 +239,7 @@ struct vrdma_qp {
 	struct mutex lock; /* of state */
 	enum ib_qp_state state;
 	struct ib_umem *umem; /* user QPs */
-	struct vrdma_buf buf; /* kernel QPs */
+	struct vrdma_buf buf; /* kernel QPs, and XRC targets */
 	u32 max_inline;
 	struct ib_qp_cap cap;
 	enum ib_sig_type sig_type;
@@ -311,11 +332,36 @@ struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 i
 struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 iova, int access,
 				struct ib_udata *udata);
 #endif
+struct ib_mr *vrdma_rereg_user_mr(struct ib_mr *ibmr, int flags, u64 start, u64 length, u64 iova,
+				  int access, struct ib_pd *ibpd, struct ib_udata *udata);
 int vrdma_dereg_mr(struct ib_mr *ibmr, struct ib_udata *udata);
 u32 vrdma_access_to_wire(int access);
+int vrdma_alloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
+int vrdma_dealloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
+
+/* fastreg.c */
+struct ib_mr *vrdma_alloc_mr(struct ib_pd *ibpd, enum ib_mr_type type, u32 max_num_sg);
+int vrdma_map_mr_sg(struct ib_mr *ibmr, struct scatterlist *sg, int sg_nents,
+		    unsigned int *sg_offset);
+int vrdma_alloc_mw(struct ib_mw *ibmw, struct ib_udata *udata);
+int vrdma_dealloc_mw(struct ib_mw *ibmw);
+
+/* mcast.c */
+int vrdma_attach_mcast(struct ib_qp *ibqp, union ib_gid *gid, u16 lid);
+int vrdma_detach_mcast(struct ib_qp *ibqp, union ib_gid *gid, u16 lid);
+
+/* restrack.c */
+int vrdma_fill_mr(struct sk_buff *msg, struct ib_mr *ibmr);
+int vrdma_fill_cq(struct sk_buff *msg, struct ib_cq *ibcq);
+int vrdma_fill_qp(struct sk_buff *msg, struct ib_qp *ibqp);
+#ifdef VRDMA_HAVE_FILL_SRQ
+int vrdma_fill_srq(struct sk_buff *msg, struct ib_srq *ibsrq);
+#endif
 
 /* cq.c */
 int vrdma_create_cq(struct ib_cq *ibcq, const struct ib_cq_init_attr *attr, VRDMA_CREATE_CQ_ARG);
+int vrdma_resize_user_cq(struct ib_cq *ibcq, VRDMA_RESIZE_CQ_CQE cqe, struct ib_udata *udata);
+int vrdma_modify_cq(struct ib_cq *ibcq, u16 count, u16 period);
 int vrdma_destroy_cq(struct ib_cq *ibcq, struct ib_udata *udata);
 int vrdma_poll_cq(struct ib_cq *ibcq, int num, struct ib_wc *wc);
 int vrdma_req_notify_cq(struct ib_cq *ibcq, enum ib_cq_notify_flags flags);
@@ -377,6 +423,16 @@ static inline struct vrdma_pd *to_vpd(struct ib_pd *ibpd)
 	return container_of(ibpd, struct vrdma_pd, ibpd);
 }
 
+static inline struct vrdma_xrcd *to_vxrcd(struct ib_xrcd *ibxrcd)
+{
+	return container_of(ibxrcd, struct vrdma_xrcd, ibxrcd);
+}
+
+static inline struct vrdma_mw *to_vmw(struct ib_mw *ibmw)
+{
+	return container_of(ibmw, struct vrdma_mw, ibmw);
+}
+
 static inline struct vrdma_ah *to_vah(struct ib_ah *ibah)
 {
 	return container_of(ibah, struct vrdma_ah, ibah);
@@ -400,6 +456,12 @@ static inline struct vrdma_srq *to_vsrq(struct ib_srq *ibsrq)
 static inline struct vrdma_qp *to_vqp(struct ib_qp *ibqp)
 {
 	return container_of(ibqp, struct vrdma_qp, ibqp);
+}
+
+/* Nothing of it is the kernel's to post or to poll. */
+static inline bool vrdma_is_user_qp(const struct vrdma_qp *qp)
+{
+	return qp->umem || qp->ibqp.qp_type == IB_QPT_XRC_TGT;
 }
 
 #endif
