@@ -81,7 +81,15 @@ impl Pair {
     /// What the daemon or the system answers.
     pub fn start(worker_cpu: usize, memory: [u64; 2]) -> Result<Self> {
         let workers = WorkerConfig { count: 1, cpus: Cpus::from(worker_cpu), poll: POLL };
-        Self::with(|cx| Ok(Daemon::start(cx, &DaemonConfig { workers, hcas: Vec::new() })?), memory)
+        Self::with(
+            |cx| {
+                Ok(Daemon::start(
+                    cx,
+                    &DaemonConfig { workers, hcas: Vec::new(), wire: Default::default() },
+                )?)
+            },
+            memory,
+        )
     }
 
     /// Starts them, with a worker whose turns are the caller's to take.
@@ -107,7 +115,7 @@ impl Pair {
                 vectors: 1,
                 hca: None,
             };
-            daemon.add_device(&cx, SocketConfig { path: path.clone(), device })?;
+            daemon.add_device(&cx, SocketConfig::new(path.clone(), device))?;
             guests.push(Guest::new(&path, memory)?);
         }
         let [a, b] = <[Guest; 2]>::try_from(guests).ok().context("two VMs")?;

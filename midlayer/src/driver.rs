@@ -8,6 +8,7 @@
 //! and calls `destroy` once, last, when nothing depends on the object any more.
 
 use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -408,6 +409,21 @@ pub trait Poller: Send + Sync {
 
     /// Where to say that there is work while nobody polls.
     fn set_waker(&self, waker: Arc<dyn Waker>);
+
+    /// To be called before whoever polls sleeps: arms what will wake it. False if there is work: then
+    /// it polls again instead. No verb; may make system calls, none of which waits.
+    fn before_sleep(&self) -> bool {
+        true
+    }
+
+    /// A descriptor that becomes readable when there is work, beside the waker; the same for as long
+    /// as the poller lives.
+    fn sleep_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// To be called after a sleep, before the next poll. As `before_sleep`.
+    fn after_sleep(&self) {}
 }
 
 /// What a turn of a poller did.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use log::LevelFilter;
-use vhost_rdma::{Cpus, DaemonConfig, HcaSpec, SocketConfig, WorkerConfig};
+use vhost_rdma::{Cpus, DaemonConfig, HcaSpec, PortSpec, SocketConfig, WireConfig, WorkerConfig};
 
 /// Printed by `--print-capabilities`, for management software (vhost-user specification, "Backend
 /// program conventions").
@@ -27,6 +27,14 @@ Start the daemon, then QEMU with one device a socket:
 The device belongs to the guest's network device with the same MAC address (usually its virtio-net).
 Devices of one daemon reach each other, unless net= puts them into different networks.
 
+A way out, and a guest whose virtio-net shares it (MAC and IP address are those of both):
+
+  vhost-rdma --port packet:eth1 --socket-path \\
+    /run/vm1.sock,mac=52:54:00:00:00:01,net-local=/run/vm1.net,net-remote=/run/vm1.qemu
+  qemu-system-x86_64 … \\
+    -netdev dgram,id=n0,local.type=unix,local.path=/run/vm1.qemu,\\
+  remote.type=unix,remote.path=/run/vm1.net -device virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01
+
 With --control /run/vhost-rdma.sock it can be changed while it runs: see vhost-rdma-ctl --help.
 
 Signals: SIGTERM and SIGINT end the daemon in order; SIGUSR1 writes every device's counters to the log.";
@@ -41,6 +49,12 @@ pub struct Cli {
     /// device, for front ends that do not give it themselves; net is the network, 0 to start with;
     /// vectors is the number of completion vectors, 1 to 31 (4); name is for the log and for
     /// vhost-rdma-ctl; hca is the HCA behind it, by its name: the first one, if not given.
+    ///
+    /// [,net-local=PATH,net-remote=PATH]: the guest's virtio-net comes to the daemon too, by QEMU's
+    /// -netdev dgram (net-remote is its local.path, net-local its remote.path), and shares the ports
+    /// of the network: RoCE goes to the device, everything else to the guest. [,arp=off]: without
+    /// it the daemon answers ARP and ND for devices whose virtio-net does not come to it; switch that
+    /// off where the guest answers on the same wire by another way. Both need mac=.
     #[arg(
         long = "socket-path",
         value_name = "PATH[,KEY=VALUE…]",
@@ -54,6 +68,21 @@ pub struct Cli {
     /// it. Drivers: soft, an HCA in software, for VMs of this daemon.
     #[arg(long = "hca", value_name = "[NAME=]DRIVER[:DEVICE][,KEY=VALUE…]")]
     hcas: Vec<HcaSpec>,
+
+    /// A port to the outside; may be given several times. Without it, devices reach each other only.
+    ///
+    /// tap:NAME (a TAP device, made if need be), packet:IFNAME (an interface of the host, by packet
+    /// socket) or dgram:LOCAL,REMOTE (Unix datagrams of one Ethernet frame, as QEMU's -netdev dgram
+    /// speaks); [,net=N]: the network whose devices are behind it (0); [,mtu=N]: if smaller than the
+    /// interface's, or for dgram (1500). The path MTU of RoCE follows from it: 1024 with 1500, 4096 from
+    /// 4192 on. Several ports of a network are joined by a switch. For tests,
+    /// [,loss=N][,duplicate=N][,reorder=N] in a million frames, [,delay-us=N][,seed=N].
+    #[arg(long = "port", value_name = "PORT[,KEY=VALUE…]", value_parser = port)]
+    ports: Vec<Option<PortSpec>>,
+
+    /// Write all frames of the ports to this file, for Wireshark.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
 
     /// Management socket, for vhost-rdma-ctl: HCAs and devices come and go at run time.
     #[arg(long, value_name = "PATH")]
@@ -93,6 +122,10 @@ impl Cli {
                 poll: Duration::from_micros(self.poll_us.into()),
             },
             hcas: self.hcas.clone(),
+            wire: WireConfig {
+                ports: self.ports.iter().flatten().cloned().collect(),
+                pcap: self.pcap.clone(),
+            },
         }
     }
 
@@ -100,6 +133,11 @@ impl Cli {
     pub fn socket_configs(&self) -> impl Iterator<Item = SocketConfig> + '_ {
         self.sockets.iter().cloned()
     }
+}
+
+/// A port, or `none`, which is none.
+fn port(text: &str) -> Result<Option<PortSpec>, String> {
+    if text == "none" { Ok(None) } else { text.parse().map(Some) }
 }
 
 #[cfg(test)]

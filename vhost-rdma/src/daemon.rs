@@ -13,6 +13,7 @@ use crate::connection::Connection;
 use crate::device::{Device, DeviceConfig};
 use crate::hca::{self, OpenError};
 use crate::spec::HcaSpec;
+use crate::wire::{self, Core, GuestNet, Joined, WireConfig, Wires};
 use crate::worker::{Worker, WorkerConfig, Workers};
 
 /// How to start a daemon.
@@ -22,6 +23,8 @@ pub struct DaemonConfig {
     pub workers: WorkerConfig,
     /// The HCAs; none: the soft HCA.
     pub hcas: Vec<HcaSpec>,
+    /// The ports of the soft HCAs.
+    pub wire: WireConfig,
 }
 
 /// How to add a device.
@@ -31,6 +34,17 @@ pub struct SocketConfig {
     pub path: PathBuf,
     /// The device.
     pub device: DeviceConfig,
+    /// Its guest's virtio-net, if that comes to the daemon too.
+    pub net: Option<GuestNet>,
+    /// Whether the daemon answers ARP and ND for a device whose virtio-net does not come to it.
+    pub answer_arp: bool,
+}
+
+impl SocketConfig {
+    /// A device whose guest's virtio-net goes other ways.
+    pub fn new(path: PathBuf, device: DeviceConfig) -> Self {
+        Self { path, device, net: None, answer_arp: true }
+    }
 }
 
 /// Why a daemon or a device can't start.
@@ -54,6 +68,9 @@ pub enum StartError {
     /// An HCA can't be made.
     #[error("HCA '{0}': {1}")]
     Hca(String, OpenError),
+    /// A port can't be opened.
+    #[error("{0}")]
+    Port(#[from] wire::OpenError),
     /// No device goes by this name or path.
     #[error("there is no device '{0}'")]
     NoDevice(String),
@@ -80,10 +97,13 @@ pub struct Daemon {
     default_hca: String,
     sockets: Vec<Socket>,
     next_first: usize,
+    wires: Wires,
 }
 
 struct Plugged {
     spec: HcaSpec,
+    /// Its ends of wires, by network.
+    cores: Vec<(u64, Arc<dyn Core>)>,
     registration: Registration,
     pollers: Vec<(Arc<Worker>, Arc<dyn Poller>)>,
 }
@@ -92,6 +112,7 @@ struct Socket {
     connection: Connection,
     device: Arc<Device>,
     registration: ClientRegistration,
+    joined: Joined,
 }
 
 impl Daemon {
@@ -100,7 +121,7 @@ impl Daemon {
     /// # Errors
     /// What the system or the HCA answers.
     pub fn start(cx: &MaySleep, config: &DaemonConfig) -> Result<Self, StartError> {
-        Self::start_with(cx, Workers::start(&config.workers)?, &config.hcas)
+        Self::start_with(cx, Workers::start(&config.workers)?, &config.hcas, &config.wire)
     }
 
     /// With workers of the caller's, and the soft HCA.
@@ -108,10 +129,16 @@ impl Daemon {
     /// # Errors
     /// As `start`.
     pub fn with_workers(cx: &MaySleep, workers: Workers) -> Result<Self, StartError> {
-        Self::start_with(cx, workers, &[])
+        Self::start_with(cx, workers, &[], &WireConfig::default())
     }
 
-    fn start_with(cx: &MaySleep, workers: Workers, hcas: &[HcaSpec]) -> Result<Self, StartError> {
+    fn start_with(
+        cx: &MaySleep,
+        workers: Workers,
+        hcas: &[HcaSpec],
+        wire: &WireConfig,
+    ) -> Result<Self, StartError> {
+        let wires = Wires::open(wire, workers.list())?;
         let soft = [HcaSpec::default()];
         let hcas = if hcas.is_empty() { &soft } else { hcas };
         let mut daemon = Self {
@@ -121,6 +148,7 @@ impl Daemon {
             default_hca: hcas.first().map(|hca| hca.name.clone()).unwrap_or_default(),
             sockets: Vec::new(),
             next_first: 0,
+            wires,
         };
         // The first of all makes entering cheap for those who read.
         rcu::synchronize(cx);
@@ -139,7 +167,7 @@ impl Daemon {
             return Err(StartError::HcaTaken(spec.name));
         }
         let workers = self.workers.list();
-        let driver = hca::open(&spec, workers.len())
+        let hca::Opened { driver, cores } = hca::open(&spec, workers.len(), &self.wires)
             .map_err(|error| StartError::Hca(spec.name.clone(), error))?;
         let pollers: Vec<_> = driver
             .pollers()
@@ -150,7 +178,8 @@ impl Daemon {
         pollers.iter().for_each(|(worker, poller)| worker.add_poller(poller.clone()));
         match self.midlayer.register_device(cx, driver) {
             Ok(registration) => {
-                self.hcas.push(Plugged { spec, registration, pollers });
+                cores.iter().for_each(|(net, core)| self.wires.add_core(*net, core.clone()));
+                self.hcas.push(Plugged { spec, cores, registration, pollers });
                 Ok(())
             }
             Err(error) => {
@@ -179,6 +208,7 @@ impl Daemon {
         if let Err(e) = self.midlayer.unregister_device(cx, hca.registration) {
             log::error!("{e}");
         }
+        hca.cores.iter().for_each(|(net, core)| self.wires.remove_core(*net, core));
         for (worker, poller) in &hca.pollers {
             worker.remove_poller(poller);
         }
@@ -201,11 +231,17 @@ impl Daemon {
         }
         let first = self.next_first;
         let workers: Arc<[Arc<Worker>]> = self.workers.list().into();
-        let device = Device::new(config.device, workers, first);
+        let (network, mac) = (config.device.network, config.device.mac);
+        let device = Device::new(config.device, workers.clone(), first);
         let connection = Connection::listen(&config.path, device.clone())?;
-        let registration = self.midlayer.register_client(cx, device.clone())?;
+        let (net, arp) = (config.net.as_ref(), config.answer_arp);
+        let joined = self.wires.join(network, mac, net, arp, &workers)?;
+        let registration = self
+            .midlayer
+            .register_client(cx, device.clone())
+            .inspect_err(|_| self.wires.leave(&joined))?;
         self.next_first += 1;
-        self.sockets.push(Socket { connection, device, registration });
+        self.sockets.push(Socket { connection, device, registration, joined });
         Ok(())
     }
 
@@ -246,6 +282,11 @@ impl Daemon {
         self.sockets.iter().map(|s| &s.device)
     }
 
+    /// The counters of ports and of what is connected to them, in lines for the log.
+    pub fn report_wires(&self) -> Vec<String> {
+        self.wires.report()
+    }
+
     /// The devices with their sockets, and whether a front end is connected there.
     pub fn sockets(&self) -> impl Iterator<Item = (&Path, &Arc<Device>, bool)> {
         self.sockets.iter().map(|s| (s.connection.path(), &s.device, s.connection.is_connected()))
@@ -263,6 +304,7 @@ impl Daemon {
 
     fn end(&self, cx: &MaySleep, socket: Socket) {
         drop(socket.connection);
+        self.wires.leave(&socket.joined);
         if let Err(e) = self.midlayer.unregister_client(cx, socket.registration) {
             log::error!("{}: {e}", socket.device.name());
         }

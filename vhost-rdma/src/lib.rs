@@ -34,6 +34,7 @@ mod sigbus;
 pub mod spec;
 pub mod srq;
 pub mod vring;
+pub mod wire;
 pub mod worker;
 
 pub use affinity::Cpus;
@@ -41,4 +42,5 @@ pub use daemon::{Daemon, DaemonConfig, SocketConfig, StartError};
 pub use device::DeviceConfig;
 pub use management::Management;
 pub use spec::HcaSpec;
+pub use wire::{GuestNet, PortSpec, WireConfig};
 pub use worker::WorkerConfig;

@@ -54,7 +54,9 @@ impl MutEventSubscriber for Signals {
             self.ended.set(true);
         } else {
             let _ = self.report.read(&mut [0; 16]);
-            self.daemon.borrow().devices().for_each(|device| log::info!("{}", device.report()));
+            let daemon = self.daemon.borrow();
+            daemon.devices().for_each(|device| log::info!("{}", device.report()));
+            daemon.report_wires().iter().for_each(|line| log::info!("{line}"));
         }
     }
 

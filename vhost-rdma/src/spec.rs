@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use crate::daemon::SocketConfig;
 use crate::device::DeviceConfig;
+use crate::wire::GuestNet;
 
 /// The name of the soft HCA, unless the operator gives it another.
 pub const SOFT_NAME: &str = "soft0";
@@ -89,7 +90,8 @@ fn pair(part: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// A device: `PATH[,mac=MAC][,net=N][,vectors=N][,name=NAME][,hca=NAME]`.
+/// A device: `PATH[,mac=MAC][,net=N][,vectors=N][,name=NAME][,hca=NAME][,net-local=PATH,net-remote=PATH]
+/// [,arp=on|off]`.
 impl FromStr for SocketConfig {
     type Err = String;
 
@@ -100,6 +102,7 @@ impl FromStr for SocketConfig {
         let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let mut device =
             DeviceConfig { name: stem, mac: [0; 6], network: 0, vectors: 4, hca: None };
+        let (mut local, mut remote, mut answer_arp) = (None, None, true);
         for part in parts {
             let (key, value) = pair(part)?;
             match key.as_str() {
@@ -107,16 +110,37 @@ impl FromStr for SocketConfig {
                 "net" => device.network = value.parse().map_err(|e| format!("net={value}: {e}"))?,
                 "name" => device.name = value,
                 "hca" => device.hca = Some(value),
+                "net-local" => local = Some(PathBuf::from(value)),
+                "net-remote" => remote = Some(PathBuf::from(value)),
+                "arp" => {
+                    answer_arp = match value.as_str() {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err(format!("arp={value}: on or off")),
+                    }
+                }
                 "vectors" => {
                     device.vectors = match value.parse() {
                         Ok(n @ 1..=31) => n,
                         _ => return Err(format!("vectors={value}: 1 to 31")),
                     }
                 }
-                _ => return Err(format!("unknown key '{key}': mac, net, vectors, name, hca")),
+                _ => {
+                    return Err(format!(
+                        "unknown key '{key}': mac, net, vectors, name, hca, net-local, net-remote, arp"
+                    ));
+                }
             }
         }
-        Ok(Self { path, device })
+        let net = match (local, remote) {
+            (None, None) => None,
+            (Some(local), Some(remote)) => Some(GuestNet { local, remote }),
+            _ => return Err("net-local= and net-remote= go together".to_owned()),
+        };
+        if device.mac == [0; 6] && (net.is_some() || !answer_arp) {
+            return Err("net-local= and arp= need the MAC address of the guest: mac=".to_owned());
+        }
+        Ok(Self { path, device, net, answer_arp })
     }
 }
 
@@ -141,7 +165,11 @@ mod tests {
         assert_eq!((all.device.network, all.device.vectors), (7, 2));
         assert_eq!(all.device.mac, [0x52, 0x54, 0, 0, 0, 1]);
         assert_eq!(all.device.hca.as_deref(), Some("rxe"));
+        let net: SocketConfig =
+            "/a,mac=52:54:00:00:00:01,net-local=/b,net-remote=/c".parse().unwrap();
+        assert_eq!(net.net, Some(GuestNet { local: "/b".into(), remote: "/c".into() }));
         let plain: SocketConfig = "/a/b.sock".parse().unwrap();
+        assert!(plain.net.is_none() && plain.answer_arp);
         assert_eq!((plain.device.name.as_str(), plain.device.hca), ("b", None));
         for (bad, word) in [
             (",mac=1", "path"),
@@ -150,6 +178,10 @@ mod tests {
             ("a,vectors=32", "1 to 31"),
             ("a,b", "KEY=VALUE"),
             ("a,b=c", "unknown key"),
+            ("a,mac=52:54:00:00:00:01,net-local=b", "go together"),
+            ("a,net-local=b,net-remote=c", "mac="),
+            ("a,arp=off", "mac="),
+            ("a,arp=x", "on or off"),
         ] {
             let error = bad.parse::<SocketConfig>().unwrap_err();
             assert!(error.contains(word), "{bad}: {error}");

@@ -95,6 +95,8 @@ pub struct Workers {
 }
 
 const WAKE: u64 = u64::MAX;
+/// The descriptor of a poller: the poller itself looks what there is.
+const WAKE_POLLER: u64 = u64::MAX - 1;
 
 impl Workers {
     /// Starts the threads.
@@ -230,12 +232,22 @@ impl Worker {
     /// Polls this part of an HCA from now on. May sleep.
     pub fn add_poller(&self, poller: Arc<dyn Poller>) {
         poller.set_waker(self.waker.clone());
+        if let Some(fd) = poller.sleep_fd() {
+            let event = EpollEvent::new(EventSet::IN, WAKE_POLLER);
+            if let Err(e) = self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event) {
+                log::error!("worker {} can't wait for its HCA: {e}", self.index);
+            }
+        }
         self.change(|shared| shared.pollers.push(poller));
     }
 
     /// No longer, as with doors. May sleep.
     pub fn remove_poller(&self, poller: &Arc<dyn Poller>) {
         let gone = Arc::as_ptr(poller);
+        if let Some(fd) = poller.sleep_fd() {
+            let event = EpollEvent::new(EventSet::IN, 0);
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), event);
+        }
         self.change(|shared| shared.pollers.retain(|p| !std::ptr::addr_eq(Arc::as_ptr(p), gone)));
     }
 
@@ -381,10 +393,12 @@ impl Loop {
         full_fence();
         let may_sleep = !waker.notified.swap(false, Ordering::Relaxed)
             && self.worker.inbox.is_empty()
+            && self.shared.pollers.iter().all(|poller| poller.before_sleep())
             && self.worker.run_queue.sleep()
             && self.close_doors();
         if may_sleep {
             self.wait();
+            self.shared.pollers.iter().for_each(|poller| poller.after_sleep());
             let _guard = rcu::enter();
             for door in &self.shared.doors {
                 door.wake_up(self.worker.index);
@@ -423,6 +437,7 @@ impl Loop {
                 WAKE => {
                     let _ = self.worker.waker.event.read();
                 }
+                WAKE_POLLER => {}
                 kick => {
                     for door in &self.shared.doors {
                         door.kicked(kick as i32);

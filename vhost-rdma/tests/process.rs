@@ -3,9 +3,10 @@
 //! tested through the native front end.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-rdma"));
@@ -72,6 +73,66 @@ fn errors_name_the_cause() {
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
     assert!(!run(&[]).status.success(), "a daemon without a device");
+}
+
+#[test]
+fn errors_of_ports_name_cause_and_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vm.sock");
+    let (taken, other) = (dir.path().join("taken"), dir.path().join("other"));
+    let _socket = UnixDatagram::bind(&taken).unwrap();
+    let in_use = format!("dgram:{},{}", taken.display(), other.display());
+    let pcap = dir.path().join("no/wire.pcap");
+    for (arguments, words) in [
+        (["--port", "packet:vr-none"], ["vr-none", "ip link"]),
+        (["--port", in_use.as_str()], ["taken", "in use"]),
+        (["--port", "eth0"], ["eth0", "tap:NAME"]),
+        (["--pcap", pcap.to_str().unwrap()], ["wire.pcap", "No such file"]),
+    ] {
+        let socket = socket.to_str().unwrap();
+        let out = run(&[&["--socket-path", socket][..], &arguments].concat());
+        assert!(!out.status.success());
+        let error = String::from_utf8(out.stderr).unwrap();
+        assert!(words.iter().all(|word| error.contains(word)), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_guests_virtio_net_reaches_the_port_and_back_and_the_capture_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let bind = |name| {
+        let socket = UnixDatagram::bind(path(name)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        socket
+    };
+    let (guest, outside) = (bind("guest"), bind("outside"));
+    let port = format!("dgram:{},{},mtu=9000", path("port"), path("outside"));
+    let socket = format!(
+        "{},mac=52:54:00:00:00:01,net-local={},net-remote={}",
+        path("vm.sock"),
+        path("net"),
+        path("guest")
+    );
+    let (mut child, _log) =
+        start(Path::new(&socket), &["--port", &port, "--pcap", &path("wire.pcap")]);
+    let mine = [0x52, 0x54, 0, 0, 0, 1];
+    let mut frame = [0; 80];
+    frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    frame[6..12].copy_from_slice(&mine);
+    let mut buffer = [0; 100];
+    guest.send_to(&frame, path("net")).unwrap();
+    assert_eq!(outside.recv(&mut buffer).unwrap(), 80);
+    assert_eq!(buffer[..80], frame);
+    frame[..6].copy_from_slice(&mine);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    outside.send_to(&frame, path("port")).unwrap();
+    assert_eq!(guest.recv(&mut buffer).unwrap(), 80);
+    assert_eq!(buffer[..80], frame);
+    signal(&child, libc::SIGTERM);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::metadata(path("wire.pcap")).unwrap().len(), 24 + 2 * (16 + 80));
+    assert!(!Path::new(&path("port")).exists() && !Path::new(&path("net")).exists());
 }
 
 #[test]

@@ -96,12 +96,13 @@ fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc:
     let config = DaemonConfig {
         workers: WorkerConfig { count: 2, cpus: Cpus::default(), poll: Duration::from_micros(50) },
         hcas: Vec::new(),
+        wire: Default::default(),
     };
     let mut daemon = Daemon::start(&cx, &config).expect("the daemon starts");
     for (n, path) in sockets.iter().enumerate() {
         let device =
             DeviceConfig { name: format!("vm{n}"), mac: [0; 6], network: 0, vectors: 4, hca: None };
-        let config = SocketConfig { path: path.clone(), device };
+        let config = SocketConfig::new(path.clone(), device);
         daemon.add_device(&cx, config).expect("the device is added");
     }
     // The test may have ended before; then there is nobody to tell.

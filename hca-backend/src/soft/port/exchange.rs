@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdma_midlayer::attr::GidEntry;
@@ -61,6 +62,8 @@ struct Connected {
 pub struct Exchange {
     ready: Ready,
     alarm: Alarm,
+    /// The alarm is set, or rings.
+    rings: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -82,7 +85,7 @@ impl Exchange {
     pub fn new() -> io::Result<Self> {
         let (ready, alarm) = (Ready::new()?, Alarm::new()?);
         ready.add(alarm.fd())?;
-        Ok(Self { ready, alarm, state: Mutex::default() })
+        Ok(Self { ready, alarm, rings: AtomicBool::new(false), state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -161,8 +164,21 @@ impl Exchange {
             let end = (next..range.end).find(|i| !same(i)).unwrap_or(range.end);
             let places = state.places(to, None);
             if places.iter().any(|i| state.members[*i].waiting.len() >= QUEUE / 2) {
-                self.alarm.set(AGAIN);
+                self.again();
                 break;
+            }
+            if let [place] = places[..]
+                && state.members[place].waiting.is_empty()
+            {
+                // An error shows again when the member is next received from.
+                let port = &state.members[place].port;
+                let sent = port.send(frames, next..end).unwrap_or(end - next);
+                next += sent;
+                if next < end {
+                    self.again();
+                    break;
+                }
+                continue;
             }
             for place in places {
                 self.pass(&mut state.members[place], frames, next..end);
@@ -176,7 +192,9 @@ impl Exchange {
     /// others on. Returns how many came. A member that has failed is disconnected.
     pub fn receive(&self, now: Instant, max: usize, station: &dyn Station) -> usize {
         let mut state = self.state();
-        self.alarm.quiet();
+        if self.rings.swap(false, Ordering::Relaxed) {
+            self.alarm.quiet();
+        }
         for member in &mut state.members {
             if !member.waiting.is_empty() {
                 self.flush(member);
@@ -212,6 +230,12 @@ impl Exchange {
         total
     }
 
+    /// Makes the descriptor readable after a while.
+    fn again(&self) {
+        self.alarm.set(AGAIN);
+        self.rings.store(true, Ordering::Relaxed);
+    }
+
     fn forward(&self, state: &mut State, from: usize, frames: &FrameBatch, station: &dyn Station) {
         for (i, frame) in frames.iter().enumerate() {
             let Some(to) = destination(frame) else { continue };
@@ -242,7 +266,7 @@ impl Exchange {
             }
         }
         if !member.waiting.is_empty() {
-            self.alarm.set(AGAIN);
+            self.again();
         }
     }
 
@@ -260,7 +284,7 @@ impl Exchange {
             member.waiting = rest;
             member.gone = 0;
         }
-        self.alarm.set(AGAIN);
+        self.again();
     }
 }
 
@@ -302,29 +326,5 @@ impl State {
         let answers_itself = self.silent.contains(&entry.mac)
             || self.members.iter().any(|member| member.guest == Some(entry.mac));
         if answers_itself { None } else { arp::answer(frame, entry) }
-    }
-}
-
-/// An exchange that nobody has connected to an HCA: for tests, and for programs that only carry frames.
-pub struct NoStation;
-
-impl Station for NoStation {
-    fn take(&self, _now: Instant, _frame: &[u8]) -> bool {
-        false
-    }
-
-    fn addresses(&self) -> Vec<GidEntry> {
-        Vec::new()
-    }
-}
-
-/// Shared stations are stations.
-impl<S: Station + ?Sized> Station for Arc<S> {
-    fn take(&self, now: Instant, frame: &[u8]) -> bool {
-        (**self).take(now, frame)
-    }
-
-    fn addresses(&self) -> Vec<GidEntry> {
-        (**self).addresses()
     }
 }

@@ -18,6 +18,7 @@ mod spec;
 mod switch;
 mod sys;
 mod tap;
+mod wire;
 
 use std::io;
 use std::ops::Range;
@@ -27,13 +28,14 @@ use std::path::PathBuf;
 pub use super::wire::frame::FrameBatch;
 pub use capture::{Capture, PcapFile};
 pub use dgram::Dgram;
-pub use exchange::{Exchange, Member, MemberId, NoStation, Station};
+pub use exchange::{Exchange, Member, MemberId, Station};
 pub use fault::{Fault, Faults};
 pub use packet::Packet;
 pub use rx_buffer::RxBuffer;
 pub use spec::{PortKind, PortSpec};
 pub use switch::{Switch, SwitchPort};
 pub use tap::Tap;
+pub use wire::{Core, Wire};
 
 /// Ethernet header and one VLAN tag: what a frame has beside the bytes that an MTU counts.
 pub const ETHERNET_OVERHEAD: usize = 18;

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{BURST, OpenError};
 
@@ -448,9 +449,17 @@ impl Alarm {
         Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
-    pub(super) fn set(&self, after: std::time::Duration) {
+    pub(super) fn set(&self, after: Duration) {
         // Zero would switch it off.
-        let after = after.max(std::time::Duration::from_nanos(1));
+        self.program(after.max(Duration::from_nanos(1)));
+    }
+
+    /// Neither rings nor will.
+    pub(super) fn quiet(&self) {
+        self.program(Duration::ZERO);
+    }
+
+    fn program(&self, after: Duration) {
         let value = libc::timespec {
             tv_sec: after.as_secs() as libc::time_t,
             tv_nsec: libc::c_long::from(after.subsec_nanos() as i32),
@@ -461,10 +470,6 @@ impl Alarm {
         unsafe {
             libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut());
         }
-    }
-
-    pub(super) fn quiet(&self) {
-        let _ = io::Read::read(&mut &self.0, &mut [0; 8]);
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What drives a network's exchange and the HCAs on it: a part that one worker polls.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Instant;
+
+use rdma_midlayer::attr::GidEntry;
+use rdma_midlayer::driver::{Poller, Turn, Waker};
+
+use super::exchange::{Exchange, Station};
+use super::{BURST, FrameBatch};
+
+/// Batches that one turn sends, at most.
+const BATCHES: usize = 4;
+/// Turns without a frame after which ports are not looked at in every turn: that is a system call, and
+/// a worker's other work is shorter.
+const QUIET: u32 = 256;
+/// From then on, one look in so many turns. A worker that sleeps is woken by the port's descriptor.
+const TURNS_A_LOOK: u32 = 32;
+
+/// An HCA's end of a network's wire: its sans-I/O core.
+pub trait Core: Send + Sync {
+    /// A frame came from outside. Whether it was the HCA's, and is dealt with.
+    fn take(&self, now: Instant, frame: &[u8]) -> bool;
+
+    /// The addresses of the HCA's devices.
+    fn addresses(&self) -> Vec<GidEntry>;
+
+    /// Runs what is due.
+    fn handle_timer(&self, now: Instant);
+
+    /// Appends frames that are to be sent, until the batch is full.
+    fn transmit(&self, now: Instant, batch: &mut FrameBatch);
+
+    /// When it is to be asked again at the latest.
+    fn next_deadline(&self) -> Option<Instant>;
+
+    /// Whom to tell when there is something to send, or a nearer deadline, while nobody asks.
+    fn set_waker(&self, waker: Arc<dyn Waker>);
+}
+
+/// A network's wire. A worker polls it; threads may connect and disconnect meanwhile.
+pub struct Wire {
+    exchange: Exchange,
+    cores: Mutex<Arc<[Arc<dyn Core>]>>,
+    waker: Mutex<Option<Arc<dyn Waker>>>,
+    work: Mutex<Work>,
+}
+
+struct Work {
+    batch: FrameBatch,
+    /// How many of the batch are gone.
+    sent: usize,
+    quiet: u32,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wire {
+    /// A wire to which nothing is connected.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            exchange: Exchange::new()?,
+            cores: Mutex::new(Arc::new([])),
+            waker: Mutex::default(),
+            work: Mutex::new(Work { batch: FrameBatch::new(BURST), sent: 0, quiet: 0 }),
+        })
+    }
+
+    /// The ports' side.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// Connects an HCA.
+    pub fn add_core(&self, core: Arc<dyn Core>) {
+        if let Some(waker) = locked(&self.waker).clone() {
+            core.set_waker(waker.clone());
+            waker.wake();
+        }
+        let mut cores = locked(&self.cores);
+        *cores = cores.iter().cloned().chain([core]).collect();
+    }
+
+    /// Disconnects an HCA.
+    pub fn remove_core(&self, core: &Arc<dyn Core>) {
+        let mut cores = locked(&self.cores);
+        *cores = cores.iter().filter(|c| !Arc::ptr_eq(c, core)).cloned().collect();
+    }
+
+    /// Sends what the HCAs have to send. Whether there was anything.
+    fn transmit(&self, now: Instant, work: &mut Work, cores: &[Arc<dyn Core>]) -> bool {
+        let mut worked = false;
+        for core in cores {
+            for _ in 0..BATCHES {
+                if work.sent < work.batch.len() {
+                    let rest = work.sent..work.batch.len();
+                    work.sent += self.exchange.send(&work.batch, rest);
+                    if work.sent < work.batch.len() {
+                        // The way is full; the exchange's descriptor says when to try again.
+                        return worked;
+                    }
+                }
+                work.batch.clear();
+                work.sent = 0;
+                core.transmit(now, &mut work.batch);
+                if work.batch.is_empty() {
+                    break;
+                }
+                worked = true;
+            }
+        }
+        if work.sent < work.batch.len() {
+            let rest = work.sent..work.batch.len();
+            work.sent += self.exchange.send(&work.batch, rest);
+        }
+        worked
+    }
+}
+
+/// The HCAs of a wire as one station.
+struct Stations<'a>(&'a [Arc<dyn Core>]);
+
+impl Station for Stations<'_> {
+    fn take(&self, now: Instant, frame: &[u8]) -> bool {
+        self.0.iter().any(|core| core.take(now, frame))
+    }
+
+    fn addresses(&self) -> Vec<GidEntry> {
+        self.0.iter().flat_map(|core| core.addresses()).collect()
+    }
+}
+
+impl Poller for Wire {
+    fn poll(&self, now: Instant, budget: usize) -> Turn {
+        let mut work = match self.work.try_lock() {
+            Ok(work) => work,
+            Err(TryLockError::Poisoned(work)) => work.into_inner(),
+            // Somebody else is at it.
+            Err(TryLockError::WouldBlock) => return Turn::default(),
+        };
+        let work = &mut *work;
+        let cores = locked(&self.cores).clone();
+        let deadline = || cores.iter().filter_map(|core| core.next_deadline()).min();
+        let mut worked = false;
+        // While a timer runs an answer is expected.
+        if work.quiet < QUIET || work.quiet.is_multiple_of(TURNS_A_LOOK) || deadline().is_some() {
+            let got = self.exchange.receive(now, budget.max(BURST), &Stations(&cores));
+            worked = got > 0;
+        }
+        cores.iter().for_each(|core| core.handle_timer(now));
+        worked |= self.transmit(now, work, &cores);
+        work.quiet = if worked { 0 } else { work.quiet.wrapping_add(1).max(1) };
+        Turn { worked, deadline: deadline() }
+    }
+
+    fn set_waker(&self, waker: Arc<dyn Waker>) {
+        let cores = locked(&self.cores).clone();
+        cores.iter().for_each(|core| core.set_waker(waker.clone()));
+        *locked(&self.waker) = Some(waker);
+    }
+
+    fn sleep_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.exchange.fd())
+    }
+}
