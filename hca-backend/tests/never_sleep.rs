@@ -96,6 +96,7 @@ fn the_data_path_of_the_soft_hca_makes_no_call_that_may_block() {
         let _ = b.post_recv(&RecvWr { wr_id: 1, ticket: 0, sges: &sge });
         let _ = a.post_send(&send(1, SendData::Inline(b"hello")));
         let _ = a.post_send(&write);
+        let _ = a.post_send_list(&[write; 3]);
         let _ = b.post_send(&read);
         let _ = b.recv_posted();
         let _ = cq.req_notify_cq(Notify::Next);

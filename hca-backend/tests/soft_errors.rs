@@ -280,6 +280,59 @@ fn a_malformed_receive_wqe_fails_both_sides() {
 }
 
 #[test]
+fn a_list_is_carried_out_up_to_the_receive_wqe_that_makes_no_sense() {
+    let lab = Lab::new();
+    let ring = Arc::new(RecvRing::default());
+    let setup = Setup { ring: Some(ring.clone()), ..Setup::default() };
+    let (a, b) = lab.pair_with(&Setup::default(), &setup);
+    // The first message makes the two known to each other: what follows goes the short way.
+    (0..3).for_each(|n| assert!(!ring.post(n, &[b.sge(0, 8)])));
+    ring.wqes.lock().unwrap().push_back(Err(3));
+    ring.post(4, &[b.sge(0, 8)]);
+    let sges = [a.sge(0, 8)];
+    let wrs: Vec<_> = (0..6).map(|n| a.wr(n, WrOpcode::Send, &sges, &b, 0)).collect();
+    a.qp.post_send_list(&wrs).unwrap();
+    lab.run();
+    let flushed = [(4, WrFlushErr), (5, WrFlushErr)];
+    let sent = [(0, Success), (1, Success), (2, Success), (3, RemOpErr)];
+    assert_eq!(a.send.statuses(), [&sent[..], &flushed[..]].concat());
+    let received = [(0, Success), (1, Success), (2, Success), (3, LocQpOpErr), (4, WrFlushErr)];
+    assert_eq!(b.recv.statuses(), received);
+}
+
+#[test]
+fn a_list_that_is_cut_off_says_where_and_why() {
+    let lab = Lab::new();
+    let (a, b) = lab.pair();
+    let sges = [a.sge(0, 8)];
+    let write = |n| a.wr(n, WrOpcode::RdmaWrite, &sges, &b, 0);
+    let wrs = [write(0), write(1), SendWr { data: SendData::Inline(&[0; 257]), ..write(2) }];
+    let bad = a.qp.post_send_list(&[&wrs[..], &[write(3)]].concat()).unwrap_err();
+    assert_eq!((bad.taken, bad.error), (2, Error::Invalid("length of inline data")));
+    assert_eq!(a.send.statuses(), [(0, Success), (1, Success)]);
+    lab.move_to(&a, QpState::Reset);
+    let bad = a.qp.post_send_list(&wrs[..2]).unwrap_err();
+    assert_eq!((bad.taken, bad.error), (0, Error::BadState("post_send")));
+}
+
+#[test]
+fn a_cq_that_overflows_within_a_burst_fails_the_qp_and_keeps_what_fits() {
+    let lab = Lab::new();
+    let setup = Setup { cq_room: 5, ..Setup::default() };
+    let (a, b) = lab.pair_with(&setup, &Setup::default());
+    let sges = [a.sge(0, 8)];
+    let wrs: Vec<_> = (0..12).map(|n| a.wr(n, WrOpcode::RdmaWrite, &sges, &b, 0)).collect();
+    a.qp.post_send_list(&wrs).unwrap();
+    lab.run();
+    assert_eq!(a.send.statuses(), (0..5).map(|n| (n, Success)).collect::<Vec<_>>());
+    assert_eq!(lab.state(&a), QpState::Err);
+    let qpn = a.qp.qpn();
+    let events = a.tenant.events.drain();
+    assert_eq!(events.iter().filter(|e| matches!(e, AsyncEvent::CqErr(_))).count(), 1);
+    assert!(events.contains(&AsyncEvent::QpFatal(qpn)));
+}
+
+#[test]
 fn an_rnr_nak_makes_the_requester_wait_the_responders_timer_as_often_as_it_may() {
     for (opcode, len) in [
         (WrOpcode::Send, 8),

@@ -21,8 +21,8 @@ const INLINE: u32 = 256;
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// Post send WRs at one end, before the pollers run.
-    Send { end: usize, burst: Vec<Send> },
+    /// Post send WRs at one end, before the pollers run: one by one, or as a list.
+    Send { end: usize, burst: Vec<Send>, list: bool },
     /// Post a receive WR.
     Recv { end: usize, len: u32, at: u64 },
     /// Post a WR with a bad rkey.
@@ -59,8 +59,8 @@ fn actions() -> impl Strategy<Value = Action> {
     let place = || 0..5000u64;
     let send = (op, lengths(), place(), place(), 0..16u8, any::<u32>())
         .prop_map(|(op, len, from, to, flags, split)| Send { op, len, from, to, flags, split });
-    let send = (0..2usize, prop::collection::vec(send, 1..6))
-        .prop_map(|(end, burst)| Action::Send { end, burst });
+    let send = (0..2usize, prop::collection::vec(send, 1..24), any::<bool>())
+        .prop_map(|(end, burst, list)| Action::Send { end, burst, list });
     let recv = (0..2usize, prop_oneof![1 => lengths(), 4 => Just(190_000u32)], place())
         .prop_map(|(end, len, at)| Action::Recv { end, len, at });
     prop_oneof![
@@ -197,6 +197,35 @@ fn step(ends: &mut [ModelEnd; 2], me: usize) -> bool {
     true
 }
 
+/// A WR to be posted, and as the model has it.
+struct Prepared {
+    sges: Vec<Sge>,
+    flags: SendFlags,
+    model: Wr,
+}
+
+impl Prepared {
+    fn wr(&self, peer: &End) -> SendWr<'_> {
+        let Wr { id, op, to, inline, .. } = &self.model;
+        SendWr {
+            wr_id: *id,
+            ticket: *id as u32,
+            opcode: *op,
+            flags: self.flags,
+            data: match inline {
+                Some(bytes) => SendData::Inline(bytes),
+                None => SendData::Sges(&self.sges),
+            },
+            imm: 0x1000 + *id as u32,
+            remote_addr: BASE + *to as u64,
+            rkey: peer.mr.rkey(),
+            compare_add: *id,
+            swap: !*id,
+            ud: None,
+        }
+    }
+}
+
 fn wcs(sink: &CqSink) -> Vec<Wc> {
     let said = |wc: &WorkCompletion| (wc.opcode, wc.byte_len, wc.imm);
     let wc = |wc: WorkCompletion| {
@@ -236,8 +265,16 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Send { end, burst } => {
-                burst.into_iter().for_each(|send| self.send(end, send));
+            Action::Send { end, burst, list } => {
+                let burst: Vec<_> = burst.into_iter().map(|send| self.prepare(end, send)).collect();
+                let wrs: Vec<_> = burst.iter().map(|p| p.wr(&self.ends[1 - end])).collect();
+                let qp = &self.ends[end].qp;
+                if list {
+                    qp.post_send_list(&wrs).unwrap();
+                } else {
+                    wrs.iter().for_each(|wr| qp.post_send(wr).unwrap());
+                }
+                burst.into_iter().for_each(|p| self.post(end, p.model));
             }
             Action::Recv { end, len, at } => {
                 // Messages of the peer land in the peer's area.
@@ -280,7 +317,7 @@ impl World {
         self.settle();
     }
 
-    fn send(&mut self, end: usize, send: Send) {
+    fn prepare(&mut self, end: usize, send: Send) -> Prepared {
         let Send { op, len, from, to, flags, split } = send;
         let atomic = matches!(op, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
         let (len, to) = if atomic { (8, to & !7) } else { (len, to) };
@@ -288,28 +325,23 @@ impl World {
         let reads = atomic || op == WrOpcode::RdmaRead;
         let inline = flags & 8 != 0 && len <= INLINE && !reads;
         let id = self.id();
-        let (me, peer) = (&self.ends[end], &self.ends[1 - end]);
+        let me = &self.ends[end];
         let cut = split % (len + 1);
         let sges = if split.is_multiple_of(3) {
             vec![me.sge(from, cut), me.sge(from + u64::from(cut), len - cut)]
         } else {
             vec![me.sge(from, len)]
         };
-        // A value of its own: what is in memory belongs to the WRs before.
-        let bytes = pattern(id, if inline { len as usize } else { 0 });
-        let wr = SendWr {
-            data: if inline { SendData::Inline(&bytes) } else { SendData::Sges(&sges) },
-            flags: SendFlags(flags & 7),
-            imm: 0x1000 + id as u32,
-            compare_add: id,
-            swap: !id,
-            ..me.wr(id, op, &[], peer, to)
-        };
-        me.qp.post_send(&wr).unwrap();
+        let flags = SendFlags(flags & 7);
+        let signaled = flags.contains(SendFlags::SIGNALED);
         let (len, from, to) = (len as usize, from as usize, to as usize);
-        let signaled = wr.flags.contains(SendFlags::SIGNALED);
-        let inline = inline.then_some(bytes);
-        self.post(end, Wr { id, op, len, from, to, signaled, inline, bad_key: false });
+        // A value of its own: what is in memory belongs to the WRs before.
+        let inline = inline.then(|| pattern(id, len));
+        Prepared {
+            sges,
+            flags,
+            model: Wr { id, op, len, from, to, signaled, inline, bad_key: false },
+        }
     }
 
     fn post(&mut self, end: usize, wr: Wr) {

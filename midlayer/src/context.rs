@@ -6,17 +6,15 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 
 use crate::error::{Error, Result};
-use crate::sync::thread_local;
+use crate::sync::own;
 
-#[allow(clippy::missing_const_for_thread_local, reason = "loom's macro has no const form")]
-mod claims {
-    use super::{Cell, thread_local};
-    thread_local! {
-        pub(super) static CLAIMED: Cell<bool> = Cell::new(false);
-        pub(super) static HANDLERS: Cell<u32> = Cell::new(0);
-    }
+own! {
+    static CLAIMED: Cell<bool> = Cell::new(false);
 }
-use claims::{CLAIMED, HANDLERS};
+
+own! {
+    static HANDLERS: Cell<u32> = Cell::new(0);
+}
 
 /// Proof that the caller runs in a process context, where it may sleep.
 ///

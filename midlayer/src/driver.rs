@@ -196,6 +196,14 @@ pub trait CqMemory: Send + Sync {
     /// `Overflow` if there is no room: the driver puts the CQ into error and reports it.
     fn push(&self, wc: &WorkCompletion) -> std::result::Result<(), Overflow>;
 
+    /// Writes several completions in order: what a burst of work requests came to.
+    ///
+    /// # Errors
+    /// `Overflow` if there is no room for one of them; those before it can be polled.
+    fn push_list(&self, wcs: &[WorkCompletion]) -> std::result::Result<(), Overflow> {
+        wcs.iter().try_for_each(|wc| self.push(wc))
+    }
+
     /// The CQ moves to other memory (`CqDriver::resize`): no `push` follows. As exclusive as `push`.
     fn moved(&self) {}
 }
@@ -296,6 +304,15 @@ pub enum Taken {
     Empty,
 }
 
+/// Where a list of work requests was cut off (`bad_wr` of `ib_post_send`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadWr {
+    /// Work requests taken: the number of the first that was not.
+    pub taken: usize,
+    /// Why it was not.
+    pub error: Error,
+}
+
 /// A WQE that makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MalformedWqe {
@@ -365,6 +382,16 @@ pub trait QpDriver: Any + Send + Sync {
     /// `QueueFull`; `BadState` in RESET, INIT and RTR; `Invalid` for a WR that the transport does not
     /// have. In ERR it is taken and flushed.
     fn post_send(&self, wr: &SendWr<'_>) -> Result<()>;
+
+    /// Posts send WRs in order, as one call of `post_send` for each would. Never sleeps.
+    ///
+    /// # Errors
+    /// Those of `post_send`, of the first WR that is not taken; none after it is.
+    fn post_send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
+        wrs.iter()
+            .enumerate()
+            .try_for_each(|(taken, wr)| self.post_send(wr).map_err(|error| BadWr { taken, error }))
+    }
 
     /// Completes with an error a WR that the consumer found malformed in its ring, in order behind
     /// those posted before, and puts the QP into ERR. Never sleeps.

@@ -342,11 +342,30 @@ impl UserMemory {
     /// `self` lives. `None` if out of range or not contiguous.
     #[inline]
     pub fn host_address(&self, addr: u64, len: u64) -> Option<*mut u8> {
+        // Wraps to more than any length if `addr` lies before the start.
+        let at = addr.wrapping_sub(self.start);
         // No bytes have no address: behind the last one there may be no page.
-        if len == 0 || !self.contains(addr, len) {
+        if len == 0 || at >= self.length || len > self.length - at {
             return None;
         }
-        let (at, contiguous) = self.locate(addr - self.start);
+        match &self.layout {
+            Layout::Contiguous(base) => Some(base.wrapping_add(at as usize)),
+            Layout::Paged { shift, offset, pages } => {
+                let at = at + offset;
+                let within = at & ((1 << shift) - 1);
+                let page = pages.get((at >> shift) as usize)?;
+                (len <= (1 << shift) - within).then(|| page.wrapping_add(within as usize))
+            }
+            Layout::Runs(_) => self.host_address_in_runs(at, len),
+        }
+    }
+
+    /// `host_address` in memory that may have holes.
+    fn host_address_in_runs(&self, at: u64, len: u64) -> Option<*mut u8> {
+        if !self.contains(self.start + at, len) {
+            return None;
+        }
+        let (at, contiguous) = self.locate(at);
         (contiguous >= len).then_some(at)
     }
 

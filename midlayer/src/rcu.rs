@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::context::MaySleep;
 use crate::sync::{
     AtomicBool, AtomicPtr, AtomicU64, CHUNK, Ordering, can_fence_all_threads, compiler_fence,
-    fence, fence_all_threads, global, pause, thread_local,
+    fence, fence_all_threads, global, own, pause,
 };
 
 /// What readers and writers share.
@@ -33,8 +33,13 @@ global! {
     };
 }
 
-thread_local! {
-    static LOCAL: Local = Local::new();
+own! {
+    /// Without a destructor, so that entering looks at nothing but the variable itself.
+    static LOCAL: Local = Local { slot: Cell::new(None), depth: Cell::new(0) };
+}
+
+own! {
+    static LEASE: Lease = Lease(Cell::new(None));
 }
 
 /// Where a thread says since when it is inside. Never freed; taken over by later threads.
@@ -46,20 +51,39 @@ struct Slot {
 }
 
 struct Local {
-    slot: &'static Slot,
+    /// Since the thread first entered.
+    slot: Cell<Option<&'static Slot>>,
     depth: Cell<usize>,
 }
 
 impl Local {
-    fn new() -> Self {
-        Self { slot: take_slot(), depth: Cell::new(0) }
+    #[inline]
+    fn slot(&self) -> &'static Slot {
+        match self.slot.get() {
+            Some(slot) => slot,
+            None => self.lease(),
+        }
+    }
+
+    #[cold]
+    fn lease(&self) -> &'static Slot {
+        let slot = take_slot();
+        self.slot.set(Some(slot));
+        // In a thread that has given its slot back already, this one stays taken.
+        let _ = LEASE.try_with(|lease| lease.0.set(Some(slot)));
+        slot
     }
 }
 
-impl Drop for Local {
+/// Gives a thread's slot back when it ends.
+struct Lease(Cell<Option<&'static Slot>>);
+
+impl Drop for Lease {
     fn drop(&mut self) {
-        self.slot.inside_since.store(0, Ordering::Release);
-        self.slot.taken.store(false, Ordering::Release);
+        let Some(slot) = self.0.get() else { return };
+        let _ = LOCAL.try_with(|local| local.slot.set(None));
+        slot.inside_since.store(0, Ordering::Release);
+        slot.taken.store(false, Ordering::Release);
     }
 }
 
@@ -111,7 +135,7 @@ pub fn enter() -> Guard {
             let since = DOMAIN.epoch.load(Ordering::Relaxed) | 1;
             // Release: whoever sees that this thread has come in again, after its last visit, sees
             // that visit's end too.
-            local.slot.inside_since.store(since, Ordering::Release);
+            local.slot().inside_since.store(since, Ordering::Release);
             light_fence();
         }
     });
@@ -125,7 +149,7 @@ impl Drop for Guard {
             let depth = local.depth.get() - 1;
             local.depth.set(depth);
             if depth == 0 {
-                local.slot.inside_since.store(0, Ordering::Release);
+                local.slot().inside_since.store(0, Ordering::Release);
             }
         });
     }

@@ -6,7 +6,6 @@ pub(crate) use std::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, compiler_fence, fence,
 };
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
-pub(crate) use std::thread_local;
 
 /// A full fence. On x86 a locked instruction orders all that this project's memory needs (write-back
 /// memory, no non-temporal stores without a fence of their own) in half the time of `mfence`.
@@ -41,6 +40,14 @@ macro_rules! global {
     };
 }
 pub(crate) use global;
+
+/// A variable of each thread's own. If it has nothing to drop, it is no more to get at than a static one.
+macro_rules! own {
+    ($(#[$doc:meta])* static $name:ident: $type:ty = $value:expr;) => {
+        std::thread_local! { $(#[$doc])* static $name: $type = const { $value }; }
+    };
+}
+pub(crate) use own;
 
 /// Locks; what a panicking thread left behind is still whole here, since no invariant of ours spans
 /// a call that may panic.

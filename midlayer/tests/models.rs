@@ -21,7 +21,6 @@ use rdma_midlayer::{driver, error};
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, fence};
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
-    pub(crate) use loom::thread_local;
     pub(crate) use std::sync::atomic::{Ordering, compiler_fence};
 
     pub(crate) const CHUNK: usize = 2;
@@ -32,6 +31,13 @@ mod sync {
         };
     }
     pub(crate) use global;
+
+    macro_rules! own {
+        ($(#[$doc:meta])* static $name:ident: $type:ty = $value:expr;) => {
+            loom::thread_local! { $(#[$doc])* static $name: $type = $value; }
+        };
+    }
+    pub(crate) use own;
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap()

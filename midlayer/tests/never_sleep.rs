@@ -88,6 +88,7 @@ fn the_data_path_makes_no_call_that_may_block() {
         let _ = b.recv_posted();
         let _ = cq.req_notify_cq(Notify::Next);
         let _ = a.post_send(&send(0, SendData::Sges(&[])));
+        let _ = a.post_send_list(&[send(1, SendData::Sges(&[])); 3]);
         let _ = cq.req_notify_cq(Notify::Solicited);
         let _ = cq.poll_cq(&mut wcs, 8);
     });

@@ -18,6 +18,29 @@ fn cq_spec() -> CqSpec {
 }
 
 #[test]
+fn a_list_is_posted_up_to_the_wr_that_the_qp_does_not_take() {
+    let cx = MaySleep::claim().unwrap();
+    let hca = LedgerHca::new("hca");
+    let stage = Stage::new(&cx, hca.clone());
+    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
+    let pd = context.alloc_pd(&cx).unwrap();
+    let cq = context.create_cq(&cx, cq_spec()).unwrap();
+    let qp = pd.create_qp(&cx, QpSpec::new(QpType::Rc, &cq, CAP)).unwrap();
+    let sges = vec![Sge::default(); CAP.max_send_sge as usize + 1];
+    let good = send(1, SendData::Sges(&[]));
+    assert_eq!(qp.post_send_list(&[good; 3]), Ok(()));
+    let bad = qp.post_send_list(&[good, good, send(2, SendData::Sges(&sges)), good]);
+    let bad = bad.unwrap_err();
+    assert_eq!((bad.taken, bad.error), (2, Error::Invalid("too many SGEs")));
+    qp.destroy(&cx).unwrap();
+    assert_eq!(qp.post_send_list(&[good]).unwrap_err().error, Error::Gone);
+    cq.destroy(&cx).unwrap();
+    pd.dealloc(&cx).unwrap();
+    context.dealloc(&cx).unwrap();
+    stage.end(&cx);
+}
+
+#[test]
 fn what_others_depend_on_is_busy_until_they_end_and_then_gone() {
     let cx = MaySleep::claim().unwrap();
     let hca = LedgerHca::new("hca");

@@ -136,10 +136,14 @@ impl CqPath {
 
 impl CqMemory for CqPath {
     fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
+        self.push_list(std::slice::from_ref(wc))
+    }
+
+    fn push_list(&self, wcs: &[WorkCompletion]) -> Result<(), Overflow> {
         if !self.may_touch() {
             return Err(Overflow);
         }
-        self.first.push(wc)
+        self.first.push(wcs)
     }
 
     fn moved(&self) {
@@ -159,10 +163,14 @@ pub struct ResizedCq {
 
 impl CqMemory for ResizedCq {
     fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
+        self.push_list(std::slice::from_ref(wc))
+    }
+
+    fn push_list(&self, wcs: &[WorkCompletion]) -> Result<(), Overflow> {
         if !self.path.may_touch() {
             return Err(Overflow);
         }
-        self.ring.push(wc)
+        self.ring.push(wcs)
     }
 
     fn moved(&self) {

@@ -16,7 +16,7 @@ use crate::ah::AhCache;
 use crate::device::Gate;
 use crate::doorbell::{self, Machine};
 use crate::ring::recv::RecvRing;
-use crate::ring::send::{SendBuffer, SendRing};
+use crate::ring::send::{Ended, SendBuffer, SendList, SendRing};
 use crate::worker::Worker;
 
 const SQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, sq_mode) as u64;
@@ -24,6 +24,9 @@ const RQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, r
 
 /// `attention`: the driver posted receive WQEs while the HCA waits for them.
 const RECV: u8 = 1;
+
+/// Bytes after which a turn ends, so that a QP with large transfers does not hold up the others.
+const BYTES_A_TURN: u64 = 256 << 10;
 
 /// A QP on the data path: its rings, and the midlayer's handle.
 pub struct QpPath {
@@ -60,6 +63,16 @@ pub enum Turn {
     /// Nothing to do now.
     Idle,
     /// It is no longer this worker's to look at, until somebody asks for attention.
+    Left,
+}
+
+/// What became of the next WQE.
+enum Next {
+    /// The HCA has it; its bytes.
+    Taken(u64),
+    /// There is none.
+    Empty,
+    /// As `Turn::Left`.
     Left,
 }
 
@@ -203,37 +216,93 @@ impl QpPath {
             let _ = qp.recv_posted();
         }
         let Some(ring) = &self.rings.send else { return Turn::Idle };
-        for done in 0..budget {
-            let (posted, bytes) = match ring.peek(buffer) {
-                None if done == 0 => return Turn::Idle,
-                None => return Turn::Worked,
-                Some(Ok(wr)) => (self.post(&wr), length(&wr)),
-                Some(Err(malformed)) => (post_malformed(qp, malformed, &self.rings.gate), 0),
-            };
-            match posted {
-                Ok(()) => ring.advance(bytes),
-                // The HCA takes no more for now. It calls `send_ready`, perhaps already: then we are
-                // active again, and in the inbox.
-                Err(Error::QueueFull) => {
-                    self.rings.active.store(false, Ordering::SeqCst);
-                    let again = match ring.peek(buffer) {
-                        Some(Ok(wr)) => self.post(&wr).map(|()| length(&wr)),
-                        Some(Err(malformed)) => {
-                            post_malformed(qp, malformed, &self.rings.gate).map(|()| 0)
-                        }
-                        None => Ok(0),
-                    };
-                    let Ok(bytes) = again else { return Turn::Left };
-                    ring.advance(bytes);
-                    if self.rings.active.swap(true, Ordering::AcqRel) {
-                        return Turn::Left;
-                    }
+        let (mut done, mut bytes) = (0, 0);
+        while done < budget && bytes < BYTES_A_TURN {
+            let (taken, moved, ended) = self.post_list(ring, buffer, budget - done);
+            done += taken;
+            bytes += moved;
+            match ended {
+                Some(Ended::Empty) => break,
+                Some(Ended::Full) => continue,
+                // One that is not for a list: its place is next.
+                Some(Ended::Malformed) | None => {}
+            }
+            match self.post_next(ring, buffer) {
+                Next::Taken(moved) => {
+                    done += 1;
+                    bytes += moved;
                 }
-                // Not in a state to send, or gone: a change of state asks for attention.
-                Err(_) => return self.leave(),
+                Next::Empty => break,
+                Next::Left => return Turn::Left,
             }
         }
-        Turn::Worked
+        if done == 0 { Turn::Idle } else { Turn::Worked }
+    }
+
+    /// Takes WQEs to the HCA together: how many, their bytes, and why no more; `None`: the next one was
+    /// not taken, or can't be taken so.
+    #[inline]
+    fn post_list(
+        &self,
+        ring: &SendRing,
+        buffer: &mut SendBuffer,
+        max: usize,
+    ) -> (usize, u64, Option<Ended>) {
+        if self.rings.ahs.is_some() {
+            return (0, 0, None);
+        }
+        let mut list = SendList::new();
+        let ended = ring.peek_list(buffer, &mut list, max);
+        if list.is_empty() {
+            return (0, 0, Some(ended));
+        }
+        let (taken, ended) = match self.qp.post_send_list(&list) {
+            Ok(()) => (list.len(), Some(ended)),
+            Err(bad) => (bad.taken, None),
+        };
+        let bytes = list.iter().take(taken).map(length).sum();
+        ring.advance(taken as u32, bytes);
+        (taken, bytes, ended)
+    }
+
+    /// Takes the next WQE to the HCA, whatever it is.
+    fn post_next(&self, ring: &SendRing, buffer: &mut SendBuffer) -> Next {
+        let (posted, bytes) = match ring.peek(buffer) {
+            None => return Next::Empty,
+            Some(Ok(wr)) => (self.post(&wr), length(&wr)),
+            Some(Err(malformed)) => (post_malformed(&self.qp, malformed, &self.rings.gate), 0),
+        };
+        match posted {
+            Ok(()) => {
+                ring.advance(1, bytes);
+                Next::Taken(bytes)
+            }
+            // The HCA takes no more for now. It calls `send_ready`, perhaps already: then we are
+            // active again, and in the inbox.
+            Err(Error::QueueFull) => {
+                self.rings.active.store(false, Ordering::SeqCst);
+                let again = match ring.peek(buffer) {
+                    Some(Ok(wr)) => self.post(&wr).map(|()| length(&wr)),
+                    Some(Err(malformed)) => {
+                        post_malformed(&self.qp, malformed, &self.rings.gate).map(|()| 0)
+                    }
+                    // Taken back by a driver that may not do that.
+                    None if self.rings.active.swap(true, Ordering::AcqRel) => return Next::Left,
+                    None => return Next::Empty,
+                };
+                let Ok(bytes) = again else { return Next::Left };
+                ring.advance(1, bytes);
+                if self.rings.active.swap(true, Ordering::AcqRel) {
+                    return Next::Left;
+                }
+                Next::Taken(bytes)
+            }
+            // Not in a state to send, or gone: a change of state asks for attention.
+            Err(_) => {
+                self.leave();
+                Next::Left
+            }
+        }
     }
 
     fn post(&self, wr: &SendWr<'_>) -> Result<()> {
@@ -276,9 +345,8 @@ impl QpPath {
         Turn::Left
     }
 
-    fn leave(&self) -> Turn {
+    fn leave(&self) {
         self.rings.active.store(false, Ordering::Release);
-        Turn::Left
     }
 
     /// The send queue has been idle: from here on the driver rings. Returns false if the QP stays

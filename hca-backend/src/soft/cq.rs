@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdma_midlayer::driver::{AsyncEvent, CqDriver, CqEvents, CqInit, CqMemory, Notify, Overflow};
-use rdma_midlayer::types::{Cqn, Qpn, WcStatus};
+use rdma_midlayer::types::{Cqn, Qpn};
 use rdma_midlayer::work::WorkCompletion;
 use rdma_midlayer::{Error, MaySleep, Result};
 
@@ -75,28 +75,28 @@ impl Cq {
         self.users.lock().iter().copied().collect()
     }
 
-    /// Adds a completion and reports it. Never sleeps.
+    /// Adds completions in order and reports them. `solicited` if one of them is that, or an error.
+    /// Never sleeps.
     ///
     /// # Errors
-    /// `Overflow` if the CQ has no room, now or earlier: the QP goes to ERR. The first time the
+    /// `Overflowed` if the CQ has no room, now or earlier: the QP goes to ERR. The first time the
     /// event is dispatched, and the caller sees to the CQ's other QPs (`Overflowed::first`).
     #[inline]
     pub(crate) fn push(
         &self,
-        wc: &WorkCompletion,
+        wcs: &[WorkCompletion],
         solicited: bool,
     ) -> std::result::Result<(), Overflowed> {
-        let solicited = solicited || wc.status != WcStatus::Success;
         let mut store = self.store.lock();
         if store.failed {
             return Err(Overflowed { first: false });
         }
         let pushed = match &mut store.place {
-            Place::Consumer(memory) => memory.push(wc),
-            Place::Own(ring) if ring.len() >= self.cqe() as usize => Err(Overflow),
+            Place::Consumer(memory) => memory.push_list(wcs),
             Place::Own(ring) => {
-                ring.push_back(*wc);
-                Ok(())
+                let room = (self.cqe() as usize).saturating_sub(ring.len());
+                ring.extend(wcs.iter().take(room));
+                if room < wcs.len() { Err(Overflow) } else { Ok(()) }
             }
             Place::None => return Err(Overflowed { first: false }),
         };

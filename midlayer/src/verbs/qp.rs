@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Cq, Pd, Srq, Xrcd};
 use crate::attr::{AhAttr, QpAttr, QpAttrMask, QpCap};
 use crate::context::MaySleep;
-use crate::driver::{MalformedWqe, QpDriver, QpInit, RecvSource, SendReady};
+use crate::driver::{BadWr, MalformedWqe, QpDriver, QpInit, RecvSource, SendReady};
 use crate::error::{Error, Result};
 use crate::object::{self, Base, DeviceShared, Object, release};
 use crate::qp_state;
@@ -239,16 +239,39 @@ impl Qp {
     #[inline]
     pub fn post_send(&self, wr: &SendWr<'_>) -> Result<()> {
         let _guard = self.base.fast()?;
+        self.check_sizes(wr)?;
+        self.driver.post_send(wr)
+    }
+
+    /// Posts send WRs in order, up to the first that is not taken. Never sleeps. One call for many costs
+    /// far less than many for one.
+    ///
+    /// # Errors
+    /// Those of `post_send`, and how many WRs were taken before.
+    #[inline]
+    pub fn post_send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
+        let _guard = self.base.fast().map_err(|error| BadWr { taken: 0, error })?;
+        let bad = wrs
+            .iter()
+            .enumerate()
+            .find_map(|(taken, wr)| self.check_sizes(wr).err().map(|error| BadWr { taken, error }));
+        match bad {
+            None => self.driver.post_send_list(wrs),
+            Some(bad) => self.driver.post_send_list(&wrs[..bad.taken]).and(Err(bad)),
+        }
+    }
+
+    #[inline]
+    fn check_sizes(&self, wr: &SendWr<'_>) -> Result<()> {
         match wr.data {
             SendData::Sges(sges) if sges.len() > self.cap.max_send_sge as usize => {
-                return Err(Error::Invalid("too many SGEs"));
+                Err(Error::Invalid("too many SGEs"))
             }
             SendData::Inline(data) if data.len() > self.cap.max_inline as usize => {
-                return Err(Error::Invalid("too much inline data"));
+                Err(Error::Invalid("too much inline data"))
             }
-            _ => {}
+            _ => Ok(()),
         }
-        self.driver.post_send(wr)
     }
 
     /// Completes with an error a WR that the consumer found malformed in its ring, in order behind

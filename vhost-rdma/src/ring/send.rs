@@ -9,6 +9,7 @@ use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::types::{RKey, WrOpcode};
 use rdma_midlayer::work::{MAX_SGE, SendData, SendFlags, SendWr, Sge};
+use smallvec::SmallVec;
 use virtio_rdma_abi::ring::{
     AtomicArgs, SEND_FENCE, SEND_INLINE, SEND_SIGNALED, SEND_SOLICITED, SendWqe, WQE_ATOMIC_ARGS,
     WQE_SEND_DATA,
@@ -44,16 +45,70 @@ pub struct SendRing {
     bytes: Count,
 }
 
-/// Room for one WQE: where it is copied to, and what its request borrows.
+/// Most WQEs that are taken together.
+pub const BURST: usize = 16;
+
+/// Send WRs that were taken together.
+pub type SendList<'b> = SmallVec<[SendWr<'b>; BURST]>;
+
+/// Room for what a burst's requests borrow: the bytes of WQEs longer than a line, and SGEs.
 pub struct SendBuffer {
     bytes: [u8; MAX_STRIDE],
-    sges: [Sge; MAX_SGE],
+    sges: [Sge; BURST * LINE_SGES as usize + MAX_SGE],
 }
 
 impl Default for SendBuffer {
     fn default() -> Self {
-        Self { bytes: [0; MAX_STRIDE], sges: [Sge::default(); MAX_SGE] }
+        let sges = [Sge::default(); BURST * LINE_SGES as usize + MAX_SGE];
+        Self { bytes: [0; MAX_STRIDE], sges }
     }
+}
+
+/// What of a `SendBuffer` is not in use yet.
+struct Room<'b> {
+    bytes: &'b mut [u8],
+    sges: &'b mut [Sge],
+}
+
+impl SendBuffer {
+    fn room(&mut self) -> Room<'_> {
+        Room { bytes: &mut self.bytes, sges: &mut self.sges }
+    }
+}
+
+impl<'b> Room<'b> {
+    /// Some of the room for SGEs, to keep.
+    #[inline]
+    fn sges(&mut self, count: usize) -> Option<&'b mut [Sge]> {
+        let (taken, rest) = std::mem::take(&mut self.sges).split_at_mut_checked(count)?;
+        self.sges = rest;
+        Some(taken)
+    }
+
+    /// Some of the room for bytes, to keep.
+    #[inline]
+    fn bytes(&mut self, count: usize) -> Option<&'b mut [u8]> {
+        let (taken, rest) = std::mem::take(&mut self.bytes).split_at_mut_checked(count)?;
+        self.bytes = rest;
+        Some(taken)
+    }
+
+    /// Whether there is room for any WQE of this stride.
+    #[inline]
+    fn has_room_for(&self, stride: usize) -> bool {
+        self.bytes.len() >= stride && self.sges.len() >= MAX_SGE
+    }
+}
+
+/// Why a list of WQEs ends where it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// There are no more for now.
+    Empty,
+    /// There may be more.
+    Full,
+    /// The next one makes no sense.
+    Malformed,
 }
 
 impl SendRing {
@@ -79,7 +134,29 @@ impl SendRing {
         let n = self.next.load(Ordering::Relaxed);
         let line = self.ring.first_line(n)?;
         let malformed = MalformedWqe { wr_id: line[1], ticket: n.wrapping_add(1) };
-        Some(self.parse(n, &line, buffer).ok_or(malformed))
+        Some(self.parse(n, &line, &mut buffer.room()).ok_or(malformed))
+    }
+
+    /// Adds to `list` the next WQEs, up to `max` and to the first that makes no sense. They stay the next
+    /// until `advance`. Why there are no more.
+    pub fn peek_list<'b>(
+        &self,
+        buffer: &'b mut SendBuffer,
+        list: &mut SendList<'b>,
+        max: usize,
+    ) -> Ended {
+        let mut room = buffer.room();
+        let mut n = self.next.load(Ordering::Relaxed);
+        for _ in 0..max.min(BURST) {
+            if !room.has_room_for(self.ring.stride()) {
+                return Ended::Full;
+            }
+            let Some(line) = self.ring.first_line(n) else { return Ended::Empty };
+            let Some(wr) = self.parse(n, &line, &mut room) else { return Ended::Malformed };
+            list.push(wr);
+            n = n.wrapping_add(1);
+        }
+        Ended::Full
     }
 
     #[inline]
@@ -87,7 +164,7 @@ impl SendRing {
         &self,
         n: u32,
         line: &[u64; LINE_WORDS],
-        buffer: &'b mut SendBuffer,
+        room: &mut Room<'b>,
     ) -> Option<SendWr<'b>> {
         let opcode = WrOpcode::from_code(line[0] as u8)?;
         let (flags, num_sge) = ((line[0] >> 8) as u8, (line[0] >> 16) as u8);
@@ -113,12 +190,16 @@ impl SendRing {
             if inline_length != 0 {
                 return None;
             }
-            buffer.sges[0] = sge(line[4], line[5]);
-            buffer.sges[1] = sge(line[6], line[7]);
-            wr.data = SendData::Sges(&buffer.sges[..usize::from(num_sge)]);
+            let list = room.sges(usize::from(num_sge))?;
+            if let Some(first) = list.first_mut() {
+                *first = sge(line[4], line[5]);
+            }
+            if let Some(second) = list.get_mut(1) {
+                *second = sge(line[6], line[7]);
+            }
+            wr.data = SendData::Sges(list);
             return Some(wr);
         }
-        put_words(line, DATA / 8, &mut buffer.bytes);
         let inline = flags & SEND_INLINE != 0;
         let length = if inline {
             let length = inline_length;
@@ -144,11 +225,12 @@ impl SendRing {
         if end > self.ring.stride() {
             return None;
         }
+        let bytes = room.bytes(end.max(LINE))?;
+        put_words(line, DATA / 8, bytes);
         if end > LINE {
-            self.ring.read(n, LINE..end, &mut buffer.bytes);
+            self.ring.read(n, LINE..end, bytes);
         }
-        let SendBuffer { bytes, sges: list } = buffer;
-        let bytes = &bytes[..end.max(LINE)];
+        let bytes = &*bytes;
         if atomic {
             let args = AtomicArgs::read_from_prefix(&bytes[WQE_ATOMIC_ARGS as usize..]).ok()?.0;
             (wr.compare_add, wr.swap) = (args.compare_add.get(), args.swap.get());
@@ -156,20 +238,20 @@ impl SendRing {
         wr.data = if inline {
             SendData::Inline(&bytes[DATA..end])
         } else {
-            let mut count = 0;
+            let list = room.sges(usize::from(num_sge))?;
             for (to, from) in list.iter_mut().zip(sges(&bytes[DATA..end], num_sge.into())) {
                 *to = from;
-                count += 1;
             }
-            SendData::Sges(&list[..count])
+            SendData::Sges(list)
         };
         Some(wr)
     }
 
-    /// Goes to the next slot; `bytes` were sent by the one just left.
-    pub fn advance(&self, bytes: u64) {
-        self.next.store(self.next.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        self.taken.add(1);
+    /// Goes on by `count` slots; `bytes` were sent by those just left.
+    #[inline]
+    pub fn advance(&self, count: u32, bytes: u64) {
+        self.next.store(self.next.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+        self.taken.add(count.into());
         self.bytes.add(bytes);
     }
 
@@ -224,7 +306,7 @@ mod tests {
             assert!(ring.has_work());
             let wr = ring.peek(&mut buffer).unwrap().unwrap();
             assert_eq!((wr.wr_id, wr.ticket), (u64::from(n), n + 1));
-            ring.advance(0);
+            ring.advance(1, 0);
         }
     }
 
@@ -242,21 +324,68 @@ mod tests {
         let wr = ring.peek(&mut buffer).unwrap().unwrap();
         let SendData::Sges(sges) = wr.data else { panic!("SGEs") };
         assert_eq!(sges.iter().map(|s| s.length).collect::<Vec<_>>(), [10, 20, 30, 40, 50]);
-        ring.advance(150);
+        ring.advance(1, 150);
 
         let data: Vec<u8> = (0..96).collect();
         let inline = SendWqe { flags: SEND_INLINE, inline_length: 96.into(), ..wqe(WR_SEND) };
         put(&ring, 1, &inline, &data);
         let wr = ring.peek(&mut buffer).unwrap().unwrap();
         assert!(matches!(wr.data, SendData::Inline(bytes) if bytes == data));
-        ring.advance(96);
+        ring.advance(1, 96);
 
         let mut operands = sge(1).as_bytes().to_vec();
         operands.extend(3u64.to_le_bytes());
         put(&ring, 2, &SendWqe { num_sge: 1, ..wqe(WR_ATOMIC_FETCH_AND_ADD) }, &operands);
         assert_eq!(ring.peek(&mut buffer).unwrap().unwrap().compare_add, 3);
-        ring.advance(8);
+        ring.advance(1, 8);
         assert_eq!(ring.counts(), (3, 254));
+    }
+
+    #[test]
+    fn a_list_holds_what_is_there_up_to_a_wqe_that_makes_no_sense() {
+        let geometry = Geometry { entries: 32, offset: 64, stride_shift: 7 };
+        let ring = SendRing::new(memory(8192), geometry, 5, 96);
+        let mut buffer = SendBuffer::default();
+        let put = |n: u32, wqe: &SendWqe, rest: &[u8]| {
+            let slot = ring.ring.slot(n);
+            let phase = SendRing::phase(n, 32);
+            let wqe = SendWqe { phase, wr_id: u64::from(n).into(), ..*wqe };
+            ring.ring.memory.write(slot + DATA as u64, rest).unwrap();
+            ring.ring.memory.write(slot, wqe.as_bytes()).unwrap();
+        };
+        let inline = SendWqe { flags: SEND_INLINE, inline_length: 90.into(), ..wqe(WR_SEND) };
+        let sges = SendWqe { num_sge: 5, ..wqe(WR_SEND) };
+        for n in 0..20 {
+            let wqe = if n % 2 == 0 { &inline } else { &sges };
+            put(n, wqe, &[n as u8; 90]);
+        }
+        let mut taken = 0;
+        while taken < 20 {
+            let mut list = SendList::new();
+            let ended = ring.peek_list(&mut buffer, &mut list, BURST);
+            for wr in &list {
+                assert_eq!((wr.wr_id, wr.ticket), (taken.into(), taken + 1));
+                match wr.data {
+                    SendData::Inline(bytes) => assert_eq!(bytes, [taken as u8; 90]),
+                    SendData::Sges(sges) => {
+                        let length = u32::from_ne_bytes([taken as u8; 4]);
+                        assert!(sges.len() == 5 && sges.iter().all(|sge| sge.length == length));
+                    }
+                    _ => panic!("another kind of data"),
+                }
+                taken += 1;
+            }
+            assert!(!list.is_empty());
+            assert_eq!(ended, if taken < 20 { Ended::Full } else { Ended::Empty });
+            ring.advance(list.len() as u32, 0);
+        }
+        put(20, &wqe(WR_SEND), &[]);
+        put(21, &wqe(99), &[]);
+        let mut list = SendList::new();
+        assert_eq!(ring.peek_list(&mut buffer, &mut list, BURST), Ended::Malformed);
+        assert_eq!(list.len(), 1);
+        let (mut buffer, mut list) = (SendBuffer::default(), SendList::new());
+        assert_eq!(ring.peek_list(&mut buffer, &mut list, 1), Ended::Full);
     }
 
     #[test]

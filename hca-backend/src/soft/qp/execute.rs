@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{Access, Gid, Psn, QpType, WcStatus, WrOpcode};
-use rdma_midlayer::work::{SendData, SendWr};
+use rdma_midlayer::work::SendWr;
 use rdma_midlayer::{Error, Result};
 
 use super::Qp;
@@ -54,6 +54,12 @@ impl Link {
         Self { psn, peer: None }
     }
 
+    /// The next PSN; and the peer, if it was found before, with the network's epoch then.
+    #[inline]
+    pub(super) fn parts(&mut self) -> (&mut Psn, Option<(&Qp, u64)>) {
+        (&mut self.psn, self.peer.as_ref().map(|peer| (&*peer.qp, peer.epoch)))
+    }
+
     /// The peer may be another from now on.
     pub(super) fn forget_peer(&mut self) {
         self.peer = None;
@@ -75,58 +81,6 @@ impl Link {
 }
 
 impl Qp {
-    /// The commonest requests in a straight line: an RDMA WRITE or READ of one range, or of inline
-    /// bytes, at a peer that answered before. False if anything is not as usual: then nothing was
-    /// done, and `execute` finds out what.
-    #[inline]
-    pub(super) fn at_once(
-        &self,
-        attr: &QpAttr,
-        link: &mut Link,
-        wr: &SendWr<'_>,
-        len: u64,
-        guard: &Guard,
-    ) -> bool {
-        let (remote, local) = match wr.opcode {
-            WrOpcode::RdmaWrite => (Access::REMOTE_WRITE, Access::NONE),
-            WrOpcode::RdmaRead if attr.max_rd_atomic > 0 => {
-                (Access::REMOTE_READ, Access::LOCAL_WRITE)
-            }
-            _ => return false,
-        };
-        let Some(peer) = &link.peer else { return false };
-        if len == 0 || peer.epoch != self.context.network.epoch() {
-            return false;
-        }
-        let Some(mut responder) = peer.qp.responder.0.try_lock_briefly() else { return false };
-        let known = (self.uid, peer.epoch);
-        if !peer.qp.as_usual(&responder, known, link.psn, remote, guard) {
-            return false;
-        }
-        let (mrs, pd) = (&peer.qp.context.mrs, peer.qp.created.pd);
-        let there = mrs.span(wr.rkey.0, wr.remote_addr, len, pd, remote, guard);
-        let Some(there) = there else { return false };
-        match wr.data {
-            SendData::Sges([sge]) => {
-                let (mrs, pd) = (&self.context.mrs, self.created.pd);
-                let here = mrs.span(sge.lkey.0, sge.addr, len, pd, local, guard);
-                let Some(here) = here else { return false };
-                if wr.opcode == WrOpcode::RdmaRead {
-                    here.copy_from(&there);
-                } else {
-                    there.copy_from(&here);
-                }
-            }
-            SendData::Inline(bytes) => there.write(bytes),
-            _ => return false,
-        }
-        let next = link.psn.plus(packets(len, attr.path_mtu.bytes() as u64));
-        responder.advance(next);
-        drop(responder);
-        link.psn = next;
-        true
-    }
-
     /// Checks what the transport has (IBA table 58).
     #[inline]
     pub(super) fn check_transport(&self, wr: &SendWr<'_>) -> Result<()> {
@@ -214,6 +168,6 @@ fn is_remote(status: WcStatus) -> bool {
 
 /// PSNs that a message takes: for a READ, those of its responses.
 #[inline]
-fn packets(len: u64, mtu: u64) -> u32 {
+pub(super) fn packets(len: u64, mtu: u64) -> u32 {
     if len <= mtu { 1 } else { len.div_ceil(mtu) as u32 }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Queue pairs. Here: the object, its state, and the verbs. When a send WR is carried out is in
-//! `requester`, how in `execute`; how the peer's side answers is in `responder`, modify and query are
-//! in `attr`, datagrams in `datagram`.
+//! `requester`, how in `burst` and, if anything is unusual, in `execute`; how the peer's side answers is
+//! in `responder`, modify and query are in `attr`, datagrams in `datagram`.
 
 mod attr;
+mod burst;
 mod datagram;
 mod execute;
 mod queue;
@@ -14,9 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
-use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, QpDriver, QpInit, own, own_any};
+use rdma_midlayer::driver::{AsyncEvent, BadWr, MalformedWqe, QpDriver, QpInit, own, own_any};
 use rdma_midlayer::rcu::Guard;
-use rdma_midlayer::types::{QpState, QpType, Qpn};
+use rdma_midlayer::types::{QpState, QpType, Qpn, WcStatus};
 use rdma_midlayer::work::{RecvWr, SendWr, WorkCompletion};
 use rdma_midlayer::{Error, MaySleep, Result};
 
@@ -182,8 +183,15 @@ impl Qp {
     /// Adds a completion. If the CQ has no room the QP fails. The caller has locked one side.
     #[inline]
     fn push(&self, cq: Option<&Arc<Cq>>, wc: &WorkCompletion, solicited: bool) {
+        let solicited = solicited || wc.status != WcStatus::Success;
+        self.push_list(cq, std::slice::from_ref(wc), solicited);
+    }
+
+    /// As `push`, of several.
+    #[inline]
+    fn push_list(&self, cq: Option<&Arc<Cq>>, wcs: &[WorkCompletion], solicited: bool) {
         let Some(cq) = cq else { return };
-        if let Err(overflowed) = cq.push(wc, solicited) {
+        if let Err(overflowed) = cq.push(wcs, solicited) {
             self.overflowed(cq, overflowed);
         }
     }
@@ -259,6 +267,10 @@ impl QpDriver for Qp {
 
     fn post_send(&self, wr: &SendWr<'_>) -> Result<()> {
         self.send(wr)
+    }
+
+    fn post_send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
+        self.send_list(wrs)
     }
 
     fn post_malformed_send(&self, wqe: MalformedWqe) -> Result<()> {

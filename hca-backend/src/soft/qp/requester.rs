@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
-use rdma_midlayer::driver::{MalformedWqe, SendReady};
+use rdma_midlayer::driver::{BadWr, MalformedWqe, SendReady};
 use rdma_midlayer::rcu::{self, Guard};
 use rdma_midlayer::types::{Psn, QpState, WcOpcode, WcStatus, WrOpcode};
 use rdma_midlayer::work::{SendData, SendFlags, SendWr, WcFlags, WorkCompletion};
@@ -135,34 +135,62 @@ impl Qp {
     /// post_send.
     #[inline]
     pub(super) fn send(&self, wr: &SendWr<'_>) -> Result<()> {
-        let len = self.check_send(wr)?;
+        self.send_list(std::slice::from_ref(wr)).map_err(|bad| bad.error)
+    }
+
+    /// post_send_list.
+    pub(super) fn send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
         let guard = rcu::enter();
-        let mut requester = self.requester.0.lock();
-        let r = &mut *requester;
-        if self.state() == QpState::Rts
-            && len <= PIECE
-            && !r.has_work()
-            && !self.context.suspended(&guard)
-        {
-            if self.at_once(&r.attr, &mut r.link, wr, len, &guard) {
-                self.complete(r.cq.as_ref(), wr, len, WcStatus::Success);
-                return Ok(());
-            }
-            r.refill_retries();
-            let step = match Dest::of(wr) {
-                Some(dest) => self.execute_datagram(&r.attr, wr, &dest, len, &guard),
-                None => self.execute(&r.attr, &mut r.link, wr, len, 0, &guard),
-            };
-            match step {
-                Step::Done => self.complete(r.cq.as_ref(), wr, len, WcStatus::Success),
-                step => {
-                    r.current.load(wr, 0);
-                    self.suspend(r, step, Instant::now());
+        let mut taken = 0;
+        while taken < wrs.len() {
+            let mut requester = self.requester.0.lock();
+            let r = &mut *requester;
+            let mut bytes = 0;
+            // For as long as another thread may be made to wait.
+            while bytes < PIECE && taken < wrs.len() {
+                let at_once = self.state() == QpState::Rts
+                    && !r.has_work()
+                    && !self.context.suspended(&guard);
+                let mut unusual = true;
+                if at_once {
+                    let done = self.burst(r, &wrs[taken..], &guard);
+                    taken += done.count;
+                    bytes += done.bytes;
+                    unusual = done.unusual;
+                }
+                if unusual && let Some(wr) = wrs.get(taken) {
+                    bytes +=
+                        self.send_one(r, wr, &guard).map_err(|error| BadWr { taken, error })?;
+                    taken += 1;
                 }
             }
-            return Ok(());
         }
-        self.send_later(r, &guard, |queue| queue.push(wr))
+        Ok(())
+    }
+
+    /// Posts a WR that is not for a burst; its length.
+    fn send_one(&self, r: &mut Requester, wr: &SendWr<'_>, guard: &Guard) -> Result<u64> {
+        let len = self.check_send(wr)?;
+        let at_once = self.state() == QpState::Rts
+            && len <= PIECE
+            && !r.has_work()
+            && !self.context.suspended(guard);
+        if !at_once {
+            return self.send_later(r, guard, |queue| queue.push(wr)).map(|()| 0);
+        }
+        r.refill_retries();
+        let step = match Dest::of(wr) {
+            Some(dest) => self.execute_datagram(&r.attr, wr, &dest, len, guard),
+            None => self.execute(&r.attr, &mut r.link, wr, len, 0, guard),
+        };
+        match step {
+            Step::Done => self.complete(r.cq.as_ref(), wr, len, WcStatus::Success),
+            step => {
+                r.current.load(wr, 0);
+                self.suspend(r, step, Instant::now());
+            }
+        }
+        Ok(len)
     }
 
     /// post_malformed_send.
@@ -230,15 +258,27 @@ impl Qp {
     }
 
     /// Makes the completion of a WR, if it wants one.
-    #[inline]
     fn complete(&self, cq: Option<&Arc<Cq>>, wr: &SendWr<'_>, len: u64, status: WcStatus) {
+        if let Some(wc) = self.send_completion(wr, len, status) {
+            self.push(cq, &wc, false);
+        }
+    }
+
+    /// The completion of a WR, if it wants one.
+    #[inline]
+    pub(super) fn send_completion(
+        &self,
+        wr: &SendWr<'_>,
+        len: u64,
+        status: WcStatus,
+    ) -> Option<WorkCompletion> {
         let signaled = self.created.signal_all || wr.flags.contains(SendFlags::SIGNALED);
         if status == WcStatus::Success && !signaled {
-            return;
+            return None;
         }
         let opcode = WcOpcode::from(wr.opcode);
         let read = matches!(opcode, WcOpcode::RdmaRead | WcOpcode::CompSwap | WcOpcode::FetchAdd);
-        let wc = WorkCompletion {
+        Some(WorkCompletion {
             wr_id: wr.wr_id,
             ticket: wr.ticket,
             status,
@@ -249,8 +289,7 @@ impl Qp {
             imm: 0,
             src_qpn: self.qpn,
             vendor_err: 0,
-        };
-        self.push(cq, &wc, false);
+        })
     }
 
     /// The current WR has come to an end.

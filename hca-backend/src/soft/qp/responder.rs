@@ -41,6 +41,8 @@ pub(super) struct Responder {
     /// The WQE of a message that is coming in, if `held`.
     pub(super) wqe: RecvWqe,
     pub(super) held: bool,
+    /// `wqe` holds the next WQE, which no message has yet.
+    ahead: Option<Ahead>,
     /// The source was asked to report new WQEs.
     doorbell: bool,
     /// The requester that waits for a WQE.
@@ -80,6 +82,14 @@ impl Request<'_> {
     }
 }
 
+/// What was taken before it was needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ahead {
+    Wqe,
+    /// One that makes no sense.
+    Malformed,
+}
+
 /// Why a WQE could not be had.
 enum NoWqe {
     Empty,
@@ -108,6 +118,7 @@ impl Responder {
             queue: RecvQueue::default(),
             wqe: RecvWqe::default(),
             held: false,
+            ahead: None,
             doorbell: false,
             waiter: None,
             established: false,
@@ -134,6 +145,7 @@ impl Responder {
         self.configure(&QpAttr::default(), QpAttrMask::RQ_PSN);
         self.queue.clear();
         self.held = false;
+        self.ahead = None;
         self.waiter = None;
         self.established = false;
         self.want_doorbell(false);
@@ -147,6 +159,42 @@ impl Responder {
     /// Takes the WQE for a datagram, which nobody waits for.
     pub(super) fn take_datagram(&mut self) -> std::result::Result<(), ()> {
         self.take(None).map_err(|_| ())
+    }
+
+    /// Whether the peer may access memory so.
+    #[inline]
+    pub(super) fn allows(&self, access: Access) -> bool {
+        self.access.contains(access)
+            && (access != Access::REMOTE_READ || self.max_dest_rd_atomic > 0)
+    }
+
+    /// Whether messages find their WQEs in the QP's own receive queue, and nobody has waited for one.
+    #[inline]
+    pub(super) fn takes_messages(&self) -> bool {
+        self.srq.is_none() && !self.held && !self.doorbell && self.waiter.is_none()
+    }
+
+    /// Takes a WQE that the next message may have, into `wqe`; until `use_up` it counts as not taken.
+    /// False if there is none, or it makes no sense.
+    #[inline]
+    pub(super) fn take_ahead(&mut self) -> bool {
+        if self.ahead.is_some() {
+            return self.ahead == Some(Ahead::Wqe);
+        }
+        let taken = self.take(None);
+        self.held = false;
+        self.ahead = match taken {
+            Ok(()) => Some(Ahead::Wqe),
+            Err(NoWqe::Malformed) => Some(Ahead::Malformed),
+            Err(NoWqe::Empty) => None,
+        };
+        taken.is_ok()
+    }
+
+    /// The WQE taken ahead is used.
+    #[inline]
+    pub(super) fn use_up(&mut self) {
+        self.ahead = None;
     }
 
     /// A request was carried out.
@@ -167,6 +215,13 @@ impl Responder {
     /// Takes the oldest WQE out of the receive queue, or the SRQ, where a requester may wait for it.
     #[inline]
     fn take(&mut self, waiter: Option<&Qp>) -> std::result::Result<(), NoWqe> {
+        if let Some(ahead) = self.ahead.take() {
+            self.held = true;
+            return match ahead {
+                Ahead::Wqe => Ok(()),
+                Ahead::Malformed => Err(NoWqe::Malformed),
+            };
+        }
         let taken = match (&self.source, &self.srq) {
             (None, None) => Ok(match self.queue.pop_into(&mut self.wqe) {
                 true => Taken::Wqe,
@@ -231,23 +286,19 @@ impl Qp {
         responder.epsn == psn || self.created.qp_type == QpType::Uc && request.offset == 0
     }
 
-    /// Whether the next WRITE or READ of a requester that is known (`uid` and epoch) can be carried
-    /// out without another look at this side.
+    /// Whether the next request of a requester that is known (`uid` and epoch) can be carried out, as
+    /// far as this side's state goes, without another look at it.
     #[inline]
     pub(super) fn as_usual(
         &self,
         responder: &Responder,
         known: (u64, u64),
         psn: Psn,
-        access: Access,
         guard: &Guard,
     ) -> bool {
-        matches!(self.state(), QpState::Rtr | QpState::Rts)
-            && responder.bound == Some(known)
+        responder.bound == Some(known)
             && responder.established
             && responder.epsn == psn
-            && responder.access.contains(access)
-            && (access != Access::REMOTE_READ || responder.max_dest_rd_atomic > 0)
             && !self.context.suspended(guard)
     }
 
@@ -526,7 +577,7 @@ impl Qp {
         if state == QpState::Reset {
             return Err(Error::BadState("post_recv"));
         }
-        let held = usize::from(responder.held);
+        let held = usize::from(responder.held || responder.ahead.is_some());
         if responder.queue.len() + held >= self.created.cap.max_recv_wr as usize {
             return Err(Error::QueueFull);
         }
@@ -566,6 +617,9 @@ impl Qp {
             }
             self.fail_recv(responder, WcStatus::WrFlushErr);
         }
-        responder.srq.is_none() && (responder.source.is_some() || !responder.queue.is_empty())
+        responder.srq.is_none()
+            && (responder.source.is_some()
+                || responder.ahead.is_some()
+                || !responder.queue.is_empty())
     }
 }
