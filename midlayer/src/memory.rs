@@ -54,6 +54,7 @@ pub struct UserMemory {
     start: u64,
     length: u64,
     layout: Layout,
+    sparse: bool,
     /// Keeps every mapping that `layout` points into.
     mappings: Vec<Arc<dyn Mapping>>,
     runs: Vec<RunInfo>,
@@ -128,7 +129,8 @@ impl UserMemory {
         let (start, length) = (*start, last + last_len - start);
         found.iter_mut().for_each(|(first, ..)| *first -= start);
         let layout = Layout::Runs(found.into());
-        Ok(Self { start, length, layout, mappings: builder.mappings, runs: builder.runs })
+        let Builder { mappings, runs, .. } = builder;
+        Ok(Self { start, length, layout, sparse: true, mappings, runs })
     }
 
     /// The consumer's address of the first byte.
@@ -166,6 +168,52 @@ impl UserMemory {
             offset: r.offset,
             len: r.len,
         })
+    }
+
+    /// Where its bytes are: each part's address in the consumer's terms, and the part, in order. Parts
+    /// are as long as they can be, and cover what `contains` allows and no more. For drivers that give
+    /// the memory to an HCA.
+    pub fn places(&self) -> Vec<(u64, Run)> {
+        if let Layout::Runs(found) = &self.layout {
+            let place = |(first, len, at): &(u64, u64, *mut u8)| {
+                let mapping = self.mappings.iter().find_map(|mapping| {
+                    let offset = (*at as usize).checked_sub(mapping.base() as usize)?;
+                    (offset < mapping.len()).then_some((mapping, offset))
+                });
+                let len = (*len).min(self.length - first) as usize;
+                mapping.map(|(mapping, offset)| {
+                    (self.start + first, Run { mapping: mapping.clone(), offset, len })
+                })
+            };
+            return found.iter().filter(|(first, ..)| *first < self.length).filter_map(place).collect();
+        }
+        let mut skip = match &self.layout {
+            Layout::Paged { offset, .. } => *offset,
+            Layout::Contiguous(at) => {
+                let run = self.runs.first().map(|r| self.mappings[r.mapping].base().wrapping_add(r.offset));
+                run.map_or(0, |run| *at as u64 - run as u64)
+            }
+            Layout::Runs(_) => 0,
+        };
+        let mut places = Vec::with_capacity(self.runs.len());
+        let mut done = 0;
+        for mut run in self.runs() {
+            let skipped = skip.min(run.len as u64);
+            skip -= skipped;
+            run.offset += skipped as usize;
+            run.len = (run.len as u64 - skipped).min(self.length - done) as usize;
+            if run.len > 0 {
+                let len = run.len as u64;
+                places.push((self.start + done, run));
+                done += len;
+            }
+        }
+        places
+    }
+
+    /// Whether it was made with `sparse`: it may have holes, and keys to it are keys to several parts.
+    pub fn is_sparse(&self) -> bool {
+        self.sparse
     }
 
     /// Reads bytes. Never sleeps.
@@ -522,7 +570,7 @@ impl Builder {
         let layout = self.layout(offset, page_shift)?;
         let Self { mappings, mut runs, .. } = self;
         runs.shrink_to_fit();
-        Ok(UserMemory { start, length, layout, mappings, runs })
+        Ok(UserMemory { start, length, layout, sparse: false, mappings, runs })
     }
 
     fn host(&self, run: &RunInfo) -> *mut u8 {

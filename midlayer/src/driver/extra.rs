@@ -54,6 +54,12 @@ pub trait SrqDriver: Any + Send + Sync {
     /// Its number.
     fn srqn(&self) -> Srqn;
 
+    /// Whether the driver takes receive WQEs before messages come: then only it knows how many are
+    /// left, and the limit is for `arm_limit`, not for who keeps the ring.
+    fn takes_ahead(&self) -> bool {
+        false
+    }
+
     /// Arms the limit, or disarms it with 0. May sleep.
     fn arm_limit(&self, cx: &MaySleep, limit: u32) -> Result<()>;
 

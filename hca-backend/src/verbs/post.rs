@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Send requests in the host's form: how one is made of the consumer's, and the stage where they wait
+//! for the driver's thread if the provider's post enters the kernel.
+
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+use rdma_midlayer::driver::{AhDriver, SendReady};
+use rdma_midlayer::rcu::Guard;
+use rdma_midlayer::types::{QpType, WrOpcode};
+use rdma_midlayer::work::{MAX_SGE, SendData, SendFlags, SendWr};
+use rdma_midlayer::{Error, Result};
+
+use super::ah::{Ah, Path};
+use super::ffi::*;
+use super::host::{HostMr, HostMw};
+use super::pd::Pd;
+
+/// SGEs of a host's request: those of a consumer's, some of them split where regions of memory meet.
+pub(crate) const HOST_SGE: usize = MAX_SGE + 2;
+
+/// A request in the host's form. Its list is beside it.
+pub(crate) struct Prepared {
+    pub(crate) wr: ibv_send_wr,
+    /// SGEs in the list; with inline data, one that points to the consumer's bytes.
+    pub(crate) num_sge: usize,
+    pub(crate) path: Option<Arc<Path>>,
+    /// Of a datagram: the peer's QPN, and its Q_Key.
+    pub(crate) peer: (u32, u32),
+    /// Keeps what a bind names.
+    pub(crate) _bound: Option<(Arc<HostMr>, Arc<HostMw>)>,
+}
+
+/// A request of nothing.
+pub(crate) fn empty_wr() -> ibv_send_wr {
+    ibv_send_wr {
+        wr_id: 0,
+        next: null_mut(),
+        sg_list: null_mut(),
+        num_sge: 0,
+        opcode: WrOpcode::Send.code().into(),
+        send_flags: 0,
+        imm_data: 0,
+        wr: wr_target { atomic: wr_atomic { remote_addr: 0, compare_add: 0, swap: 0, rkey: 0 } },
+        xrc_remote_srqn: 0,
+        bind_mw: wr_bind_mw {
+            mw: null_mut(),
+            rkey: 0,
+            bind_info: ibv_mw_bind_info { mr: null_mut(), addr: 0, length: 0, mw_access_flags: 0 },
+        },
+    }
+}
+
+/// Puts a request into the host's form; `max_sge` is what the host's QP takes. Never sleeps.
+///
+/// # Errors
+/// `Invalid` or `Unsupported` for what makes no sense.
+#[inline]
+pub(crate) fn prepare(
+    pd: &Pd,
+    qp_type: QpType,
+    wr: &SendWr<'_>,
+    sges: &mut [ibv_sge; HOST_SGE],
+    max_sge: usize,
+    guard: &Guard,
+) -> Result<Prepared> {
+    let mut host = empty_wr();
+    host.opcode = wr.opcode.code().into();
+    host.imm_data = wr.imm;
+    // The first three flags are the library's.
+    let known = SendFlags::FENCE.0 | SendFlags::SIGNALED.0 | SendFlags::SOLICITED.0;
+    host.send_flags = u32::from(wr.flags.0 & known);
+    let mut bound = None;
+    let num_sge = match wr.data {
+        SendData::Sges(list) => {
+            let translated = pd.translate(list, &mut sges[..max_sge.min(HOST_SGE)], guard);
+            translated.unwrap_or_else(|| {
+                sges[0] = pd.context().hca().poison.sge();
+                1
+            })
+        }
+        SendData::Inline([]) => 0,
+        SendData::Inline(bytes) => {
+            host.send_flags |= SEND_INLINE;
+            sges[0] = ibv_sge { addr: bytes.as_ptr() as u64, length: bytes.len() as u32, lkey: 0 };
+            1
+        }
+        SendData::Bind(bind) => {
+            let (mr, mw) = pd.bound(bind.lkey.0, bind.rkey.0)?;
+            host.bind_mw = wr_bind_mw {
+                mw: mw.as_ptr(),
+                rkey: bind.rkey.0,
+                bind_info: ibv_mw_bind_info {
+                    mr: mr.as_ptr(),
+                    addr: bind.addr,
+                    length: bind.length,
+                    mw_access_flags: bind.access.0,
+                },
+            };
+            bound = Some((mr, mw));
+            0
+        }
+        SendData::Reg(_) => return Err(Error::Unsupported("fast registration through verbs")),
+    };
+    if (wr.opcode == WrOpcode::BindMw) != bound.is_some() {
+        return Err(Error::Invalid("a bind without a window"));
+    }
+    let (mut path, mut peer) = (None, (0, 0));
+    match wr.opcode {
+        WrOpcode::RegMr => return Err(Error::Unsupported("fast registration through verbs")),
+        WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => {
+            host.wr.atomic = wr_atomic {
+                remote_addr: wr.remote_addr,
+                compare_add: wr.compare_add,
+                swap: wr.swap,
+                rkey: wr.rkey.0,
+            };
+        }
+        _ if qp_type == QpType::Ud => {
+            let ud = wr.ud.ok_or(Error::Invalid("a datagram without a destination"))?;
+            let ah: &dyn AhDriver = ud.ah;
+            let ah: &dyn std::any::Any = ah;
+            let ah = ah.downcast_ref::<Ah>().ok_or(Error::Invalid("an AH of another driver"))?;
+            peer = (ud.qpn.0, ud.qkey);
+            path = Some(ah.path());
+        }
+        _ => host.wr.rdma = wr_rdma { remote_addr: wr.remote_addr, rkey: wr.rkey.0 },
+    }
+    Ok(Prepared { wr: host, num_sge, path, peer, _bound: bound })
+}
+
+/// A request on the stage: all that it needs is its own.
+pub(crate) struct Staged {
+    pub(crate) prepared: Prepared,
+    pub(crate) sges: [ibv_sge; HOST_SGE],
+    pub(crate) inline: Vec<u8>,
+}
+
+/// Requests that wait for the driver's thread, in order; made beforehand, so that staging allocates
+/// nothing.
+pub(crate) struct Stage {
+    free: ArrayQueue<Box<Staged>>,
+    ready: ArrayQueue<Box<Staged>>,
+}
+
+impl Stage {
+    pub(crate) fn new(count: usize, max_inline: usize) -> Self {
+        let stage = Self { free: ArrayQueue::new(count), ready: ArrayQueue::new(count) };
+        for _ in 0..count {
+            let prepared =
+                Prepared { wr: empty_wr(), num_sge: 0, path: None, peer: (0, 0), _bound: None };
+            let staged = Staged {
+                prepared,
+                sges: [ibv_sge::default(); HOST_SGE],
+                inline: Vec::with_capacity(max_inline),
+            };
+            let _ = stage.free.push(Box::new(staged));
+        }
+        stage
+    }
+
+    /// An empty place; none if all are taken.
+    pub(crate) fn place(&self) -> Option<Box<Staged>> {
+        self.free.pop()
+    }
+
+    /// Gives a place back.
+    pub(crate) fn give_back(&self, mut staged: Box<Staged>) {
+        staged.prepared.path = None;
+        staged.prepared._bound = None;
+        let _ = self.free.push(staged);
+    }
+
+    /// Next in line for the thread. One caller at a time.
+    pub(crate) fn push(&self, staged: Box<Staged>) {
+        let _ = self.ready.push(staged);
+    }
+
+    pub(crate) fn pop(&self) -> Option<Box<Staged>> {
+        self.ready.pop()
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+}
+
+/// The host's address handle of a path. None: not yet.
+pub(crate) fn resolve(
+    prepared: &mut Prepared,
+    waiter: Option<&Arc<dyn SendReady>>,
+) -> Option<Result<()>> {
+    let Some(path) = &prepared.path else { return Some(Ok(())) };
+    match path.host(waiter)? {
+        Ok(ah) => {
+            let (remote_qpn, remote_qkey) = prepared.peer;
+            prepared.wr.wr.ud = wr_ud { ah, remote_qpn, remote_qkey };
+            Some(Ok(()))
+        }
+        Err(e) => Some(Err(e)),
+    }
+}
