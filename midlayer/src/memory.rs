@@ -185,12 +185,19 @@ impl UserMemory {
                     (self.start + first, Run { mapping: mapping.clone(), offset, len })
                 })
             };
-            return found.iter().filter(|(first, ..)| *first < self.length).filter_map(place).collect();
+            return found
+                .iter()
+                .filter(|(first, ..)| *first < self.length)
+                .filter_map(place)
+                .collect();
         }
         let mut skip = match &self.layout {
             Layout::Paged { offset, .. } => *offset,
             Layout::Contiguous(at) => {
-                let run = self.runs.first().map(|r| self.mappings[r.mapping].base().wrapping_add(r.offset));
+                let run = self
+                    .runs
+                    .first()
+                    .map(|r| self.mappings[r.mapping].base().wrapping_add(r.offset));
                 run.map_or(0, |run| *at as u64 - run as u64)
             }
             Layout::Runs(_) => 0,

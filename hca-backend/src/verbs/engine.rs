@@ -91,6 +91,8 @@ impl Line {
     pub(crate) fn remove(&self, cqn: Cqn) {
         use rdma_midlayer::driver::CqDriver;
         self.change(|cqs| cqs.retain(|cq| cq.cqn() != cqn));
+        // The copy too: it would keep the CQ, and with it the HCA, until the next poll.
+        self.refresh(&mut self.local.lock());
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Arc<Cq>>)) {

@@ -140,7 +140,14 @@ impl Feed {
                 return false;
             }
             let mut wqe = RecvWqe::default();
-            while count < BATCH && self.queue.has_room() {
+            while count < BATCH {
+                if !self.queue.has_room() {
+                    // The next completion makes room, and calls again.
+                    self.queue.block();
+                    if !self.queue.has_room() {
+                        break;
+                    }
+                }
                 let list = &mut sges[count];
                 let (request, translated) = match self.source.take(&mut wqe) {
                     Ok(Taken::Empty) => break,

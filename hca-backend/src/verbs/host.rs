@@ -89,11 +89,12 @@ impl Host {
         port: u8,
     ) -> std::result::Result<Arc<Self>, OpenError> {
         let (names, opened) = devices(&lib, |found, device| {
+            if found != name {
+                return None;
+            }
             // SAFETY: a device of the living list.
-            (found == name).then(|| {
-                unsafe { NonNull::new((lib.open_device)(device)) }
-                    .ok_or_else(io::Error::last_os_error)
-            })
+            let opened = unsafe { (lib.open_device)(device) };
+            Some(NonNull::new(opened).ok_or_else(io::Error::last_os_error))
         });
         match opened {
             None => Err(OpenError::NoDevice {

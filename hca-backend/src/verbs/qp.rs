@@ -108,8 +108,11 @@ impl Qp {
             [send, recv].iter().for_each(|index| hca.queues.give_back(*index));
         })?;
         let host = Arc::new(host);
-        let send = WorkQueue::ordered(send, wanted.max_send_wr, init.send_ready.clone());
-        let recv_queue = WorkQueue::ordered(recv, wanted.max_recv_wr.max(1), None);
+        let send = WorkQueue::ordered(send, wanted.max_send_wr);
+        if let Some(ready) = &init.send_ready {
+            send.tell(ready.clone());
+        }
+        let recv_queue = WorkQueue::ordered(recv, wanted.max_recv_wr.max(1));
         let feed = srq
             .is_none()
             .then(|| Feed::new(pd, recv_queue.clone(), init.recv_source, wanted.max_recv_wr));
@@ -148,6 +151,9 @@ impl Qp {
         hca.queues.insert(send.index(), send.clone())?;
         hca.queues.insert(recv_queue.index(), recv_queue)?;
         hca.qps.insert(number, qp.clone())?;
+        if let Some(feed) = &qp.feed {
+            feed.queue().tell(Arc::new(Again(Arc::downgrade(&qp))));
+        }
         qp.send_cq.attach(&qp);
         qp.recv_cq.attach(&qp);
         context.add_qp(&qp);
@@ -533,6 +539,18 @@ impl Qp {
         }
         self.send.reset();
         self.feed.iter().for_each(Feed::reset);
+    }
+}
+
+/// There is room for receive requests again. It is said where a CQ is locked, so the driver's thread
+/// sees to it.
+struct Again(Weak<Qp>);
+
+impl SendReady for Again {
+    fn send_ready(&self) {
+        if let Some(qp) = self.0.upgrade() {
+            qp.call_thread();
+        }
     }
 }
 

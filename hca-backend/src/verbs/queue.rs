@@ -3,8 +3,8 @@
 //! ticket, and what it was, which a completion with an error doesn't say. The HCA's wr_id names the
 //! place where that is kept. No lock, no allocation.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_queue::ArrayQueue;
 use rdma_midlayer::driver::SendReady;
@@ -73,19 +73,15 @@ pub(crate) struct WorkQueue {
     tail: AtomicU32,
     /// Of an SRQ, whose requests are done in any order: the free slots.
     free: Option<ArrayQueue<u32>>,
-    /// A sender found it full.
+    /// Whoever posts found it full.
     blocked: AtomicBool,
-    ready: Option<Arc<dyn SendReady>>,
+    ready: OnceLock<Arc<dyn SendReady>>,
 }
 
 impl WorkQueue {
     /// A queue that holds `capacity` requests, done in order.
-    pub(crate) fn ordered(
-        index: u32,
-        capacity: u32,
-        ready: Option<Arc<dyn SendReady>>,
-    ) -> Arc<Self> {
-        Arc::new(Self::new(index, capacity, None, ready))
+    pub(crate) fn ordered(index: u32, capacity: u32) -> Arc<Self> {
+        Arc::new(Self::new(index, capacity, None))
     }
 
     /// An SRQ's.
@@ -95,15 +91,10 @@ impl WorkQueue {
         for slot in 0..capacity {
             let _ = free.push(slot);
         }
-        Arc::new(Self::new(index, capacity, Some(free), None))
+        Arc::new(Self::new(index, capacity, Some(free)))
     }
 
-    fn new(
-        index: u32,
-        capacity: u32,
-        free: Option<ArrayQueue<u32>>,
-        ready: Option<Arc<dyn SendReady>>,
-    ) -> Self {
+    fn new(index: u32, capacity: u32, free: Option<ArrayQueue<u32>>) -> Self {
         let capacity = capacity.clamp(1, MAX_SLOTS);
         Self {
             index,
@@ -114,8 +105,13 @@ impl WorkQueue {
             tail: AtomicU32::new(0),
             free,
             blocked: AtomicBool::new(false),
-            ready,
+            ready: OnceLock::new(),
         }
+    }
+
+    /// Who is told when a full queue has room again.
+    pub(crate) fn tell(&self, ready: Arc<dyn SendReady>) {
+        let _ = self.ready.set(ready);
     }
 
     /// Its number.
@@ -218,23 +214,20 @@ impl WorkQueue {
         Some(request)
     }
 
-    /// A sender found no room: it is told when there is. To be followed by another try.
+    /// Whoever posts found no room: it is told when there is. To be followed by another try.
     pub(crate) fn block(&self) {
         self.blocked.store(true, Ordering::Relaxed);
         // Pairs with the fence in `unblock`: either the sender sees the room, or it is seen to wait.
         fence(Ordering::SeqCst);
     }
 
-    /// There may be room: tells a sender that found none. Never sleeps.
+    /// There may be room: tells whoever found none. Never sleeps.
     #[inline]
     pub(crate) fn unblock(&self) {
-        if self.ready.is_none() {
-            return;
-        }
         fence(Ordering::SeqCst);
         if self.blocked.load(Ordering::Relaxed)
             && self.blocked.swap(false, Ordering::AcqRel)
-            && let Some(ready) = &self.ready
+            && let Some(ready) = self.ready.get()
         {
             ready.send_ready();
         }
@@ -266,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_completion_frees_those_before_it_too() {
-        let queue = WorkQueue::ordered(3, 4, None);
+        let queue = WorkQueue::ordered(3, 4);
         let names: Vec<_> = (0..4).map(|n| queue.reserve(request(n)).unwrap()).collect();
         assert_eq!(queue.reserve(request(9)), None, "full");
         let done = queue.complete(Name::decode(names[2])).unwrap();
@@ -280,7 +273,7 @@ mod tests {
 
     #[test]
     fn after_a_reset_old_completions_are_nobodys() {
-        let queue = WorkQueue::ordered(3, 4, None);
+        let queue = WorkQueue::ordered(3, 4);
         let old = queue.reserve(request(1)).unwrap();
         queue.reset();
         let new = queue.reserve(request(2)).unwrap();
@@ -301,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_request_that_was_not_posted_leaves_no_trace() {
-        let queue = WorkQueue::ordered(3, 1, None);
+        let queue = WorkQueue::ordered(3, 1);
         let name = queue.reserve(request(1)).unwrap();
         queue.take_back(name);
         let name = queue.reserve(request(2)).unwrap();

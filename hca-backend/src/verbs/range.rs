@@ -67,7 +67,7 @@ impl Range {
                 part.mapping.file().ok_or(Error::Invalid("scattered memory without a file"))?;
             let offset = file_start + part.offset as u64;
             let end = at + part.len as u64;
-            if offset % PAGE != at % PAGE || (nth + 1 < parts.len() && end % PAGE != 0) {
+            if offset % PAGE != at % PAGE || (nth + 1 < parts.len() && !end.is_multiple_of(PAGE)) {
                 return Err(Error::Invalid("pieces of memory that are not pages"));
             }
             let within = at % PAGE;

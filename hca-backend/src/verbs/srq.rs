@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use rdma_midlayer::driver::{AsyncEvent, SrqAttr, SrqDriver, SrqInit};
+use rdma_midlayer::driver::{AsyncEvent, SendReady, SrqAttr, SrqDriver, SrqInit};
 use rdma_midlayer::types::Srqn;
 use rdma_midlayer::work::RecvWr;
 use rdma_midlayer::{Error, MaySleep, Result};
@@ -52,6 +52,7 @@ impl Srq {
             max_wr: init.max_wr,
             max_sge: init.max_sge,
         });
+        queue.tell(Arc::new(Again(Arc::downgrade(&srq))));
         hca.queues.insert(index, queue)?;
         hca.srqs.insert(number, srq.clone())?;
         context.add_srq(&srq);
@@ -97,6 +98,18 @@ impl Srq {
                 self.context.dispatch(AsyncEvent::SrqLimitReached(self.srqn))
             }
             _ => self.context.dispatch(AsyncEvent::SrqErr(self.srqn)),
+        }
+    }
+}
+
+/// As for a QP: there is room again.
+struct Again(std::sync::Weak<Srq>);
+
+impl SendReady for Again {
+    fn send_ready(&self) {
+        if let Some(srq) = self.0.upgrade() {
+            let engine = &srq.context.hca().engine;
+            engine.submit(Job::PostShared(srq.clone()));
         }
     }
 }

@@ -24,16 +24,20 @@ pub struct Ram(Box<[AtomicU64]>);
 // allowed.
 unsafe impl Mapping for Ram {
     fn base(&self) -> *mut u8 {
-        self.0.as_ptr().cast_mut().cast()
+        let start = self.0.as_ptr().cast_mut().cast::<u8>();
+        start.wrapping_add(start.align_offset(PAGE))
     }
     fn len(&self) -> usize {
-        self.0.len() * 8
+        self.0.len() * 8 - PAGE
     }
 }
 
+/// An HCA of the host's wants memory at a page's start, as a guest's is.
+const PAGE: usize = 4096;
+
 impl Ram {
     pub fn mapping(bytes: usize) -> Arc<dyn Mapping> {
-        Arc::new(Self((0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect()))
+        Arc::new(Self((0..(bytes + PAGE).div_ceil(8)).map(|_| AtomicU64::new(0)).collect()))
     }
 }
 
@@ -180,7 +184,7 @@ impl Waker for Bell {
 /// An HCA, the thread's right to sleep, and a clock.
 pub struct Lab {
     pub cx: MaySleep,
-    pub hca: Arc<SoftHca>,
+    pub hca: Arc<dyn HcaDriver>,
     pub pollers: Vec<Arc<dyn Poller>>,
     ahead: Mutex<Duration>,
 }
@@ -200,8 +204,13 @@ impl Lab {
 
     fn with(limits: Limits, pollers: usize) -> Self {
         let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers, limits }));
+        Self::of(MaySleep::claim().unwrap(), hca)
+    }
+
+    /// With any HCA.
+    pub fn of(cx: MaySleep, hca: Arc<dyn HcaDriver>) -> Self {
         let pollers = hca.pollers();
-        Self { cx: MaySleep::claim().unwrap(), hca, pollers, ahead: Mutex::default() }
+        Self { cx, hca, pollers, ahead: Mutex::default() }
     }
 
     pub fn now(&self) -> Instant {
