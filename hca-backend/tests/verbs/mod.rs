@@ -121,7 +121,7 @@ pub struct Memfd {
 unsafe impl Send for Memfd {}
 // SAFETY: as above.
 unsafe impl Sync for Memfd {}
-// SAFETY: `new` mapped `len` bytes, which `drop` unmaps.
+// SAFETY: `mapping` mapped `len` bytes, which `drop` unmaps.
 unsafe impl Mapping for Memfd {
     fn base(&self) -> *mut u8 {
         self.base
@@ -136,13 +136,13 @@ unsafe impl Mapping for Memfd {
 
 impl Drop for Memfd {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `new`, which nobody uses any more.
+        // SAFETY: the mapping made above, which nobody uses any more.
         unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }
 
 impl Memfd {
-    pub fn new(pages: usize) -> Arc<dyn Mapping> {
+    pub fn mapping(pages: usize) -> Arc<dyn Mapping> {
         let len = pages * 4096;
         // SAFETY: a new descriptor, and a new mapping of it.
         unsafe {
@@ -169,7 +169,7 @@ pub struct Scattered {
 pub fn scattered(pages: usize, start: u64, len: u64) -> Scattered {
     // 5 and a power of two have no common divisor: each page once.
     let order = (0..pages).map(|n| n * 5 % pages).collect();
-    Scattered { mapping: Memfd::new(pages), order, start, len }
+    Scattered { mapping: Memfd::mapping(pages), order, start, len }
 }
 
 impl Scattered {
