@@ -54,8 +54,11 @@ wait_listening() {
     return 1
 }
 
-# pair NAME COMMAND [ARGUMENT…]: runs a command as server in guest 0 and as client, with guest 0's
-# address as last argument, in guest 1. NAME is that of the barriers. Output: /tmp/output.
+# The guest in which `pair` runs servers.
+SERVER=0
+
+# pair NAME COMMAND [ARGUMENT…]: runs a command as server in guest $SERVER and as client, with the
+# server's address as last argument, in the other. NAME is that of the barriers. Output: /tmp/output.
 # On a busy host perftest may find no clock rate and print "inf" times, or see nothing of a transfer
 # in the seconds that it looks, and print 0: then both try again.
 pair() {
@@ -75,9 +78,9 @@ pair() {
 }
 
 pair_once() {
-    local name=$1 status=0
+    local name=$1 status=0 address=ADDR_$SERVER
     shift
-    if [[ $GUEST_INDEX == 0 ]]; then
+    if [[ $GUEST_INDEX == "$SERVER" ]]; then
         timeout 90 "$@" > /tmp/output 2>&1 &
         local server=$!
         wait_listening "$server" || true
@@ -85,7 +88,7 @@ pair_once() {
         wait "$server" || status=$?
     else
         lab-barrier "$name-start"
-        timeout 90 "$@" "$ADDR_0" > /tmp/output 2>&1 || status=$?
+        timeout 90 "$@" "${!address}" > /tmp/output 2>&1 || status=$?
     fi
     return "$status"
 }

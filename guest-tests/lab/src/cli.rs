@@ -72,6 +72,13 @@ pub struct GuestArguments {
     /// No RDMA device, no daemon: guests with just a network (rxe can be loaded in them)
     #[arg(long)]
     pub no_rdma: bool,
+    /// The first N guests have no RDMA device: their network is a port of the daemon, with the other
+    /// guests' devices behind it (rxe in the ones and our device in the others reach each other)
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "no_rdma")]
+    pub outside: usize,
+    /// Frames in a million that these ports lose, in each direction
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub loss: u32,
     /// Virtual processors of each guest
     #[arg(long, default_value_t = DEFAULT_PROCESSORS, value_parser = clap::value_parser!(u32).range(1..=4))]
     pub smp: u32,
@@ -95,6 +102,8 @@ impl GuestArguments {
             vectors: self.vectors,
             packages: self.packages.clone(),
             rdma: !self.no_rdma,
+            outside: self.outside.min(guests),
+            loss: self.loss,
         }
     }
 }

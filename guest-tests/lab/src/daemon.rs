@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::command::{TAIL_LINES, tail};
-use crate::network::{mac, mac_text};
+use crate::network::{self, mac, mac_text};
 
 /// How long the daemon may take to make its sockets, or to end when told to.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -20,40 +20,80 @@ pub struct Daemon {
     child: Child,
     /// Its output.
     pub log: PathBuf,
-    /// One socket a guest.
-    pub sockets: Vec<PathBuf>,
+    /// One socket a guest; none for one without an RDMA device.
+    pub sockets: Vec<Option<PathBuf>>,
+}
+
+/// What the daemon serves.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    /// How many guests there are.
+    pub guests: usize,
+    /// How many of them, from the first on, have no RDMA device, but a port of the daemon as their
+    /// network. If there are any, everybody's network goes through the daemon.
+    pub outside: usize,
+    /// Completion vectors of each device.
+    pub vectors: u32,
+    /// Frames in a million that ports lose, in each direction.
+    pub loss: u32,
 }
 
 impl Daemon {
-    /// Starts the daemon with a device of `vectors` completion vectors for each of `guests`, its
-    /// sockets and log in `folder`.
+    /// Starts the daemon with its sockets and log in `folder`.
     ///
     /// # Errors
     /// When it doesn't start, or its sockets don't appear.
-    pub fn start(program: &Path, guests: usize, vectors: u32, folder: &Path) -> Result<Self> {
-        let sockets: Vec<PathBuf> =
-            (0..guests).map(|index| folder.join(format!("rdma{index}.sock"))).collect();
+    pub fn start(program: &Path, service: &Service, folder: &Path) -> Result<Self> {
+        let outside = service.outside;
+        let sockets: Vec<Option<PathBuf>> = (0..service.guests)
+            .map(|index| (index >= outside).then(|| folder.join(format!("rdma{index}.sock"))))
+            .collect();
         let log = folder.join("daemon.log");
         let output = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(program);
+        let mut awaited = Vec::new();
         for (index, socket) in sockets.iter().enumerate() {
+            let [local, remote] = [network::daemon_socket, network::guest_socket]
+                .map(|path| path(folder, index).display().to_string());
+            let Some(socket) = socket else {
+                let (loss, mtu) = (service.loss, network::MTU);
+                let port = format!("dgram:{local},{remote},mtu={mtu},loss={loss},seed={index}");
+                command.arg("--port").arg(port);
+                awaited.push(PathBuf::from(local));
+                continue;
+            };
+            awaited.push(socket.clone());
             let address = mac_text(mac(index));
-            let socket = format!("{},mac={address},vectors={vectors}", socket.display());
-            command.arg("--socket-path").arg(socket);
+            let vectors = service.vectors;
+            let mut device = format!("{},mac={address},vectors={vectors}", socket.display());
+            if outside > 0 {
+                device.push_str(&format!(",net-local={local},net-remote={remote}"));
+                awaited.push(PathBuf::from(local));
+            }
+            command.arg("--socket-path").arg(device);
+        }
+        if outside == service.guests {
+            command.arg("--control").arg(folder.join("control.sock"));
+        }
+        if outside > 0 {
+            command.arg("--pcap").arg(folder.join("wire.pcap"));
         }
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         command.process_group(0);
-        // SAFETY: prctl is async-signal-safe and touches no memory.
+        // SAFETY: prctl is async-signal-safe and touches no memory; long_queues says the same.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                if outside > 0 {
+                    network::long_queues();
+                }
                 Ok(())
             });
         }
         let child = command.spawn().context("starting the daemon")?;
         let mut daemon = Self { child, log, sockets };
         let until = Instant::now() + PATIENCE;
-        while !daemon.sockets.iter().all(|socket| socket.exists()) {
+        while !awaited.iter().all(|socket| socket.exists()) {
             daemon.check()?;
             if Instant::now() > until {
                 bail!("the daemon made no sockets:\n{}", tail(&daemon.log, TAIL_LINES));

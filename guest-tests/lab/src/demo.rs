@@ -185,19 +185,9 @@ impl Figure {
 mod tests {
     use super::*;
     use crate::guest::Kind;
-    use crate::kernels::Release;
 
     fn shape() -> Shape {
-        Shape {
-            kind: Kind::Uml,
-            release: Release::V6_12,
-            guests: 2,
-            processors: 1,
-            memory_mib: 512,
-            vectors: 1,
-            packages: Vec::new(),
-            rdma: true,
-        }
+        Shape { processors: 1, memory_mib: 512, vectors: 1, ..Shape::of_kind(Kind::Uml) }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
 use crate::command::{TAIL_LINES, tail};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Service};
 use crate::guest::qemu::{self, Machine};
 use crate::guest::{Guest, Kind, Said, Wiring, ramdisk, uml};
 use crate::guest_root::{GuestRoot, guest_root};
@@ -53,6 +53,11 @@ pub struct Shape {
     pub packages: Vec<String>,
     /// Whether they have the RDMA device, and a daemon serves it.
     pub rdma: bool,
+    /// How many of them, from the first on, have no RDMA device, but are outside of the daemon: their
+    /// network is one of its ports. If there are any, everybody's network goes through the daemon.
+    pub outside: usize,
+    /// Frames in a million that the ports lose, in each direction.
+    pub loss: u32,
 }
 
 impl Shape {
@@ -67,6 +72,8 @@ impl Shape {
             vectors: DEFAULT_VECTORS,
             packages: Vec::new(),
             rdma: true,
+            outside: 0,
+            loss: 0,
         }
     }
 }
@@ -268,7 +275,10 @@ impl Parts {
     fn start_daemon(&self, folder: &Path) -> Result<Option<Daemon>> {
         self.daemon
             .as_ref()
-            .map(|program| Daemon::start(program, self.shape.guests, self.shape.vectors, folder))
+            .map(|program| {
+                let Shape { guests, outside, vectors, loss, .. } = self.shape;
+                Daemon::start(program, &Service { guests, outside, vectors, loss }, folder)
+            })
             .transpose()
     }
 
@@ -290,12 +300,16 @@ impl Parts {
     ) -> Result<Vec<Guest>> {
         let on_terminal = self.shape.guests - consoles.len();
         let mut guests = Vec::new();
-        for (index, network) in network::join(self.shape.guests)?.into_iter().enumerate() {
+        let networks = match self.shape.outside {
+            0 => network::join(self.shape.guests)?,
+            _ => network::join_by_daemon(folder, self.shape.guests)?,
+        };
+        for (index, network) in networks.into_iter().enumerate() {
             let (ours, theirs) = UnixStream::pair().context("making a line to a guest")?;
             let wiring = Wiring {
                 network,
                 line: theirs.into(),
-                rdma_socket: daemon.map(|daemon| daemon.sockets[index].clone()),
+                rdma_socket: daemon.and_then(|daemon| daemon.sockets[index].clone()),
                 console: index.checked_sub(on_terminal).map(|place| consoles[place].clone()),
             };
             let image = folder.join(format!("ramdisk{index}"));
@@ -338,7 +352,8 @@ impl Parts {
         set("index", index.to_string());
         set("address", network::address(index));
         set("mtu", network::MTU.to_string());
-        set("rdma", if self.shape.rdma { "yes" } else { "no" }.to_owned());
+        let rdma = self.shape.rdma && index >= self.shape.outside;
+        set("rdma", if rdma { "yes" } else { "no" }.to_owned());
         set("env.GUEST_INDEX", index.to_string());
         set("env.GUEST_COUNT", count.to_string());
         set("env.GUEST_KIND", self.shape.kind.to_string());

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The Ethernet between guests: each guest gets one end of a datagram socket pair, one frame a
-//! datagram. Two guests hold the two ends of one pair; more are joined by a small switch.
+//! datagram. Two guests hold the two ends of one pair; more are joined by a small switch. Or each
+//! guest's frames go to the daemon, by sockets with names.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -32,18 +33,58 @@ pub fn address(index: usize) -> String {
     format!("10.77.0.{}", index + 1)
 }
 
+/// The name of the socket at which guest `index` gets its frames from the daemon.
+pub fn guest_socket(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("guest{index}.net"))
+}
+
+/// The name of the daemon's socket for the frames of guest `index`.
+pub fn daemon_socket(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("daemon{index}.net"))
+}
+
+/// One socket a guest, connected with the daemon, which must have made its own.
+///
+/// # Errors
+/// When sockets can't be made.
+pub fn join_by_daemon(folder: &Path, guests: usize) -> Result<Vec<OwnedFd>> {
+    let folder = folder.to_owned();
+    std::thread::spawn(move || -> Result<Vec<OwnedFd>> {
+        long_queues();
+        (0..guests)
+            .map(|index| {
+                let socket = UnixDatagram::bind(guest_socket(&folder, index))?;
+                socket.connect(daemon_socket(&folder, index))?;
+                Ok(socket.into())
+            })
+            .collect()
+    })
+    .join()
+    .map_err(|_| anyhow::anyhow!("the thread that makes sockets failed"))?
+    .context("connecting the guests' network with the daemon")
+}
+
+/// Queue lengths belong to the network namespace that a socket is made in: gives the calling thread, or
+/// process, one of its own, so that the host's settings stay as they are. Async-signal-safe.
+pub fn long_queues() {
+    // SAFETY: unshare touches no memory; it moves only this thread. open, write and close get a
+    // C string and the bytes of a literal.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNET) == 0 {
+            let setting = libc::open(c"/proc/sys/net/unix/max_dgram_qlen".as_ptr(), libc::O_WRONLY);
+            libc::write(setting, QUEUE_FRAMES.as_ptr().cast(), QUEUE_FRAMES.len());
+            libc::close(setting);
+        }
+    }
+}
+
 /// One socket a guest, joined. The switch, if there is one, ends when the guests' ends are closed.
 ///
 /// # Errors
 /// When sockets can't be made.
 pub fn join(guests: usize) -> Result<Vec<OwnedFd>> {
-    // Queue lengths belong to the network namespace that a socket is made in: make them in one of
-    // our own, so that the host's settings stay as they are.
     std::thread::spawn(move || -> Result<Vec<OwnedFd>> {
-        // SAFETY: unshare touches no memory; it moves only this thread.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 {
-            let _ = fs::write("/proc/sys/net/unix/max_dgram_qlen", QUEUE_FRAMES);
-        }
+        long_queues();
         match guests {
             1 => {
                 let (guest, other) = UnixDatagram::pair()?;

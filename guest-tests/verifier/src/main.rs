@@ -44,8 +44,22 @@ struct Cli {
     /// The longest message in bytes (must be the same on both sides)
     #[arg(long, default_value_t = 1 << 20)]
     max_length: usize,
+    /// The largest path MTU to use, in bytes; by default what both devices can
+    #[arg(long, value_parser = parse_path_mtu)]
+    path_mtu: Option<PathMtu>,
     /// The other machine; without it, wait for it to come
     address: Option<String>,
+}
+
+/// A path MTU as libibverbs numbers it.
+#[derive(Debug, Clone, Copy)]
+struct PathMtu(u32);
+
+fn parse_path_mtu(text: &str) -> Result<PathMtu, String> {
+    match text.parse::<u32>() {
+        Ok(bytes @ 256..=4096) if bytes.is_power_of_two() => Ok(PathMtu(bytes.ilog2() - 7)),
+        _ => Err("256, 512, 1024, 2048 or 4096".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -71,6 +85,9 @@ fn verify(cli: &Cli) -> Result<Tally> {
     let length = roles::memory_length(cli.max_length);
     let psn = (cli.seed as u32).wrapping_mul(77_777).wrapping_add(std::process::id());
     let mut endpoint = Endpoint::open(&cli.device, cli.gid_index, length, cli.events, psn)?;
+    if let Some(PathMtu(code)) = cli.path_mtu {
+        endpoint.address.path_mtu = endpoint.address.path_mtu.min(code);
+    }
     let mut talk = Talk::over(match &cli.address {
         Some(address) => connect(address, cli.port)?,
         None => {

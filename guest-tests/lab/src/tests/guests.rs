@@ -47,6 +47,7 @@ pub fn tests() -> Vec<Test> {
         };
         tests.push(Test::new(format!("demo_{kind}"), demo).long());
     }
+    tests.extend(interop());
     for (name, release) in
         [("vm_pingpong_kernel_6_1", Release::V6_1), ("vm_pingpong_kernel_newest", Release::Newest)]
     {
@@ -57,6 +58,19 @@ pub fn tests() -> Vec<Test> {
     tests.push(Test::new("lab_breaks_a_barrier_that_nobody_can_pass", a_broken_barrier));
     tests.push(Test::new("lab_ends_guests_at_the_time_out", a_time_out));
     tests
+}
+
+/// rxe in a guest outside of the daemon, and our device in another one, or rxe there too.
+fn interop() -> Vec<Test> {
+    let both = Shape { outside: 1, ..Shape::of_kind(Kind::Uml) };
+    let rxe_alone = Shape { outside: 2, ..both.clone() };
+    let file = "interop.sh";
+    vec![script(
+        "interop_rxe_through_the_daemons_ports_uml".to_owned(),
+        rxe_alone,
+        file,
+        &["programs", "1024", "4096"],
+    )]
 }
 
 /// A script of the project in guests of a shape.

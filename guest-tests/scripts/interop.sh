@@ -1,0 +1,134 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# Programs between guest 0, which is outside of the daemon and has rxe, and guest 1: over our device, or
+# over rxe too where guest 1 has no device. Each program once with each of them as server.
+#
+#   interop.sh programs [MTU…]   ibv_*_pingpong and perftest
+#   interop.sh verifier [MTU…]   every byte of SEND, WRITE and READ
+#   interop.sh cm                the connection manager
+#   interop.sh loss              what must be right also when frames are lost
+set -euo pipefail
+source ./rdma.sh
+
+device=$RDMA_DEVICE
+if [[ -z $device ]]; then
+    add_rxe
+    device=rxe0
+fi
+index=$(gid_index "$device")
+what=$1
+shift
+mtus=("$@")
+((${#mtus[@]})) || mtus=(256 512 1024 2048 4096)
+
+# The guests find each other before a program waits for an answer.
+lab-barrier up
+ping -q -c 1 -W 20 "$PEER_ADDR" > /dev/null
+
+# try NAME COMMAND…: `pair`, and what it said if it failed. All are run, also after a failure.
+failed=0
+try() {
+    local name=$1 status=0 begin
+    shift
+    begin=$(date +%s%N)
+    pair "$name-$SERVER" "$@" || status=$?
+    if [[ $status != 0 ]]; then
+        echo "FAILED ($status) with guest $SERVER as server: $*"
+        tail -n 12 /tmp/output
+        failed=1
+    else
+        echo "ok, guest $SERVER as server, $((($(date +%s%N) - begin) / 1000000)) ms: $*"
+    fi
+}
+
+pingpongs() {
+    local mtu=$1
+    try rc-$mtu ibv_rc_pingpong -d "$device" -g "$index" -c -n 40 -s 10000 -m $mtu
+    # Unreliable: with more than a few messages under way a slow receiver loses some.
+    try uc-$mtu ibv_uc_pingpong -d "$device" -g "$index" -c -n 40 -s 3000 -m $mtu
+}
+
+perftests() {
+    local mtu=$1 program
+    for program in ib_send_lat ib_write_lat ib_read_lat; do
+        try $program-$mtu $program -F -d "$device" -x "$index" -n 50 -s 6000 -m $mtu
+    done
+    for program in ib_send_bw ib_write_bw ib_read_bw; do
+        try $program-$mtu $program -F -d "$device" -x "$index" -n 200 -s 10000 -m $mtu
+    done
+}
+
+# What has no path MTU to choose, or does not depend on it.
+once() {
+    try ud ibv_ud_pingpong -d "$device" -g "$index" -c -n 40 -s 1024
+    try send-ud ib_send_lat -F -c UD -d "$device" -x "$index" -n 50 -s 1000
+    try send-uc ib_send_lat -F -c UC -d "$device" -x "$index" -n 50 -s 6000
+    try write-uc ib_write_lat -F -c UC -d "$device" -x "$index" -n 50 -s 6000
+    for kind in FETCH_AND_ADD CMP_AND_SWAP; do
+        try atomic-$kind ib_atomic_lat -F -A $kind -d "$device" -x "$index" -n 50
+        try atomic-bw-$kind ib_atomic_bw -F -A $kind -d "$device" -x "$index" -n 200
+    done
+    try inline ib_write_lat -F -d "$device" -x "$index" -n 50 -s 64 -I 64
+    try events ib_send_bw -F -e -d "$device" -x "$index" -n 100 -s 10000
+}
+
+verify() {
+    local option name=verify-$SERVER-$1 address=ADDR_$SERVER peer=()
+    shift
+    [[ $GUEST_INDEX == "$SERVER" ]] || peer=("${!address}")
+    lab-barrier "$name"
+    verifier --device "$device" "$@" "${peer[@]}" || failed=1
+}
+
+# The server listens for the connection manager, not for TCP: the client tries until it answers.
+cm() {
+    local name=$1 status=0 address=ADDR_$SERVER
+    shift
+    if [[ $GUEST_INDEX == "$SERVER" ]]; then
+        timeout 90 "$@" > /tmp/output 2>&1 &
+        local server=$!
+        sleep 1
+        lab-barrier "$name-$SERVER-start"
+        wait "$server" || status=$?
+    else
+        lab-barrier "$name-$SERVER-start"
+        timeout 90 "${@/-s/-c}" > /tmp/output 2>&1 || status=$?
+    fi
+    if [[ $status != 0 ]]; then
+        echo "FAILED ($status) with guest $SERVER as server: $*"
+        tail -n 12 /tmp/output
+        failed=1
+    else
+        echo "ok, guest $SERVER as server: $*"
+    fi
+    lab-barrier "$name-$SERVER-end"
+}
+
+for SERVER in 0 1; do
+    case $what in
+        programs)
+            for mtu in "${mtus[@]}"; do
+                pingpongs "$mtu"
+                perftests "$mtu"
+            done
+            once
+            ;;
+        verifier)
+            for mtu in "${mtus[@]}"; do
+                verify "$mtu" --path-mtu "$mtu" --max-length 20000
+            done
+            verify events --events --max-length 20000
+            ;;
+        cm)
+            address=ADDR_$SERVER
+            cm rping rping -s -V -C 10 -a "${!address}"
+            try write-cm ib_write_bw -F -R -d "$device" -n 100 -s 4096
+            try send-cm ib_send_lat -F -R -d "$device" -n 50 -s 100
+            ;;
+        loss)
+            try rc-loss ibv_rc_pingpong -d "$device" -g "$index" -c -n 100 -s 10000 -m 1024
+            verify loss --path-mtu 1024 --max-length 20000
+            ;;
+    esac
+done
+exit $failed
