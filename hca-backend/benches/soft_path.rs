@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use hca_backend::soft::{Config, Limits, SoftHca};
+use hca_backend::soft::{Config, SoftHca};
 use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask, QpCap};
 use rdma_midlayer::driver::*;
 use rdma_midlayer::memory::{Mapping, Run, UserMemory};
@@ -202,7 +202,7 @@ fn main() {
     // Under `cargo test` it only shows that it runs.
     let windows = if std::env::args().any(|arg| arg == "--bench") { 4000 } else { 5 };
     let cx = MaySleep::claim().unwrap();
-    let config = Config { name: "soft0".into(), pollers: 1, limits: Limits::default() };
+    let config = Config { name: "soft0".into(), pollers: 1, ..Config::default() };
     let hca = SoftHca::new(config);
     let (a, b) = (end(&cx, &hca, 1), end(&cx, &hca, 2));
     connect(&cx, &a, &b);

@@ -59,7 +59,12 @@ fn connect(cx: &MaySleep, qp: &Qp, peer: &Qp) {
 fn the_data_path_of_the_soft_hca_makes_no_call_that_may_block() {
     let cx = MaySleep::claim().unwrap();
     let limits = Limits::default();
-    let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers: 1, limits }));
+    let hca = Arc::new(SoftHca::new(Config {
+        name: "soft0".into(),
+        pollers: 1,
+        limits,
+        ..Config::default()
+    }));
     let stage = Stage::new(&cx, hca);
     let pollers = stage.device.pollers();
     let queue = RunQueue::new(Arc::new(Nobody));
@@ -156,7 +161,12 @@ fn the_data_path_of_the_soft_hca_makes_no_call_that_may_block() {
 fn address_handles_datagrams_and_shared_queues_make_no_call_that_may_block() {
     let cx = MaySleep::claim().unwrap();
     let limits = Limits::default();
-    let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers: 1, limits }));
+    let hca = Arc::new(SoftHca::new(Config {
+        name: "soft0".into(),
+        pollers: 1,
+        limits,
+        ..Config::default()
+    }));
     let stage = Stage::new(&cx, hca);
     let pollers = stage.device.pollers();
     let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();

@@ -357,6 +357,10 @@ fn an_rnr_nak_makes_the_requester_wait_the_responders_timer_as_often_as_it_may()
 
 #[test]
 fn with_rnr_retry_7_the_requester_waits_until_a_wqe_comes_and_need_not_sit_the_timer_out() {
+    if FORCE_WIRE {
+        // Nobody tells a peer elsewhere that a WQE has come.
+        return;
+    }
     let lab = Lab::new();
     let (a, b) = lab.pair();
     a.fill(0, &pattern(1, 64));
@@ -374,6 +378,10 @@ fn with_rnr_retry_7_the_requester_waits_until_a_wqe_comes_and_need_not_sit_the_t
 
 #[test]
 fn a_peer_that_waits_turns_the_receive_doorbell_on_and_off_again() {
+    if FORCE_WIRE {
+        // A peer elsewhere asks again by itself.
+        return;
+    }
     let lab = Lab::new();
     let ring = Arc::new(RecvRing::default());
     let setup = Setup { ring: Some(ring.clone()), ..Setup::default() };
@@ -410,6 +418,10 @@ enum Loss {
 
 #[test]
 fn requests_to_nobody_are_retried_and_then_given_up() {
+    if FORCE_WIRE {
+        // A wrong PSN is answered by a NAK, and the retries are gone at once.
+        return;
+    }
     use Loss::*;
     for loss in [
         NoSuchGid,
@@ -552,6 +564,10 @@ fn a_cq_without_room_fails_with_its_qps() {
 
 #[test]
 fn a_requester_that_gives_up_in_the_middle_of_a_message_leaves_the_responders_wqe_to_its_flush() {
+    if FORCE_WIRE {
+        // Packets do not stop where the direct way takes a breath.
+        return;
+    }
     let lab = Lab::new();
     let (a, b) = lab.pair();
     b.post_recv(1, &[b.sge(0, 1 << 20)]);

@@ -234,6 +234,10 @@ fn the_first_message_in_rtr_is_an_event() {
 
 #[test]
 fn completions_of_a_cq_in_the_drivers_own_ring_are_polled_in_order() {
+    if FORCE_WIRE {
+        // Makes a QP of its own, whose packets do not go by themselves.
+        return;
+    }
     let lab = Lab::new();
     let (a, b) = lab.pair();
     let sink = CqSink::new(1);

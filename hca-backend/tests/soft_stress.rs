@@ -344,7 +344,7 @@ fn two_threads_that_poll_one_cq_get_each_completion_once() {
         srq: None,
         xrcd: None,
     };
-    let qp = tenant.pd.create_qp(&lab.cx, init).unwrap();
+    let qp = lab.eager(tenant.pd.create_qp(&lab.cx, init).unwrap());
     let own = End { qp, ..End::new(&lab, tenant, &Setup::default()) };
     lab.to_rts(&own, &own, 0, 0);
     let seen: Vec<AtomicUsize> = (0..20_000).map(|_| AtomicUsize::new(0)).collect();

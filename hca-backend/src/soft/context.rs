@@ -18,6 +18,7 @@ use super::Limits;
 use super::ah::Ah;
 use super::cq::Cq;
 use super::keys::{Memory, Mr, Mrs};
+use super::link::QpCounts;
 use super::network::Network;
 use super::numbers::{NumberPool, Reuse};
 use super::poller::SoftPoller;
@@ -86,7 +87,27 @@ impl Context {
 
     /// The GID at an index of the table. Never sleeps.
     pub(crate) fn gid(&self, index: u32) -> Option<Gid> {
-        Some(self.gids.lock().get(index as usize)?.as_ref()?.gid)
+        Some(self.gid_entry(index)?.gid)
+    }
+
+    /// What belongs to the GID at an index of the table. Never sleeps.
+    pub(crate) fn gid_entry(&self, index: u32) -> Option<GidEntry> {
+        *self.gids.lock().get(index as usize)?
+    }
+
+    /// What was counted of each QP that has talked by packets.
+    pub(crate) fn wire_counters(&self) -> Vec<QpCounts> {
+        let numbers = [GSI_QPN.0].into_iter().chain(FIRST_QPN..FIRST_QPN + self.limits.max_qp);
+        let all = numbers.filter_map(|qpn| {
+            let counts = self.qp(Qpn(qpn))?.wire_counters();
+            Some(QpCounts { tenant: self.name.clone(), qpn: Qpn(qpn), counts })
+        });
+        all.filter(|qp| qp.counts.iter().any(|(_, count)| *count > 0)).collect()
+    }
+
+    /// All of the table.
+    pub(crate) fn gid_entries(&self) -> Vec<GidEntry> {
+        self.gids.lock().iter().flatten().copied().collect()
     }
 
     /// The QP with a number. Never sleeps.
@@ -121,6 +142,14 @@ impl Context {
         locked(&self.cqns).give_back(cqn.0);
     }
 
+    /// A GID is no longer this context's.
+    fn leave(&self, entry: &GidEntry) {
+        self.network.leave(entry.gid, self);
+        if let Some(link) = self.network.link() {
+            link.gid_removed(entry);
+        }
+    }
+
     fn this(&self) -> Result<Arc<Self>> {
         self.this.upgrade().ok_or(Error::Gone)
     }
@@ -143,7 +172,10 @@ impl ContextDriver for Context {
         let old = gids[index].replace(*entry);
         drop(gids);
         if let Some(old) = old {
-            self.network.leave(old.gid, self);
+            self.leave(&old);
+        }
+        if let Some(link) = self.network.link() {
+            link.gid_added(entry);
         }
         let network = self.network.id();
         log::debug!("{}: GID {index} is {} on network {network}", self.name, entry.gid);
@@ -156,7 +188,7 @@ impl ContextDriver for Context {
         }
         let old = self.gids.lock().get_mut(index as usize).and_then(Option::take);
         if let Some(old) = old {
-            self.network.leave(old.gid, self);
+            self.leave(&old);
         }
         Ok(())
     }

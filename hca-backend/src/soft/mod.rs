@@ -13,6 +13,7 @@ mod ah;
 mod context;
 mod cq;
 mod keys;
+mod link;
 mod network;
 pub(crate) mod numbers;
 mod place;
@@ -36,6 +37,7 @@ use rdma_midlayer::work::MAX_SGE;
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use context::Context;
+pub use link::{GidListener, Handled, Link, LinkConfig, QpCounts};
 use network::Network;
 use poller::SoftPoller;
 
@@ -43,7 +45,7 @@ use poller::SoftPoller;
 pub(crate) const MAX_MESSAGE: u64 = 1 << 31;
 
 /// How to make a soft HCA.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Its name, unique among registered devices.
     pub name: String,
@@ -51,6 +53,8 @@ pub struct Config {
     pub pollers: usize,
     /// Limits, per context.
     pub limits: Limits,
+    /// QPs of the same daemon, too, talk by packets: for tests.
+    pub force_wire: bool,
 }
 
 /// What a context may have. None of it costs memory before it is used.
@@ -109,6 +113,7 @@ pub struct SoftHca {
     config: Config,
     pollers: Vec<Arc<SoftPoller>>,
     networks: Mutex<HashMap<u64, Weak<Network>>>,
+    links: Mutex<HashMap<u64, Arc<Link>>>,
 }
 
 impl SoftHca {
@@ -119,7 +124,29 @@ impl SoftHca {
         limits.max_mr = limits.max_mr.min(keys::MAX_MRS);
         limits.max_qp = limits.max_qp.min(1 << 23);
         let pollers = (0..config.pollers.max(1)).map(|_| Arc::new(SoftPoller::new())).collect();
-        Self { config, pollers, networks: Mutex::new(HashMap::new()) }
+        let (networks, links) = (Mutex::default(), Mutex::default());
+        Self { config, pollers, networks, links }
+    }
+
+    /// QPs of this network reach peers that no device here has through `link`, and hear from them. To be
+    /// called before the network's first context is made.
+    pub fn set_link(&self, network: u64, link: Arc<Link>) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(network, link);
+    }
+
+    /// The link of a network. If packets are forced where there is no port, one of its own, which leads
+    /// nowhere else.
+    fn link_of(&self, network: u64) -> Option<Arc<Link>> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&network) {
+            return Some(link.clone());
+        }
+        let poller = self.pollers.first().filter(|_| self.config.force_wire)?;
+        let name = format!("{} network {network}", self.config.name);
+        let link = Link::new(LinkConfig { name, mtu: Mtu::Mtu4096, rate: 0 });
+        links.insert(network, link.clone());
+        poller.drive(&link);
+        Some(link)
     }
 
     fn network(&self, id: u64) -> Arc<Network> {
@@ -128,7 +155,7 @@ impl SoftHca {
         match networks.get(&id).and_then(Weak::upgrade) {
             Some(network) => network,
             None => {
-                let network = Arc::new(Network::new(id));
+                let network = Network::new(id, self.link_of(id), self.config.force_wire);
                 networks.insert(id, Arc::downgrade(&network));
                 network
             }

@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use rdma_midlayer::attr::GidEntry;
 use rdma_midlayer::types::Gid;
 use rdma_midlayer::{Error, Result};
 
 use super::context::Context;
+use super::link::Link;
 use super::spin::SpinLock;
 
 /// One network: GIDs are unique in it, and QPs reach no further.
@@ -18,6 +20,10 @@ pub(crate) struct Network {
     /// Changes whenever a GID comes or goes.
     epoch: AtomicU64,
     holders: SpinLock<HashMap<Gid, Holder>>,
+    /// The way to peers of other daemons.
+    link: Option<Arc<Link>>,
+    /// QPs of this network, too, talk by packets.
+    force_wire: bool,
 }
 
 struct Holder {
@@ -27,8 +33,44 @@ struct Holder {
 }
 
 impl Network {
-    pub(crate) fn new(id: u64) -> Self {
-        Self { id, epoch: AtomicU64::new(1), holders: SpinLock::new(HashMap::new()) }
+    pub(crate) fn new(id: u64, link: Option<Arc<Link>>, force_wire: bool) -> Arc<Self> {
+        let network = Arc::new(Self {
+            id,
+            epoch: AtomicU64::new(1),
+            holders: SpinLock::new(HashMap::new()),
+            link,
+            force_wire,
+        });
+        network.link.iter().for_each(|link| link.attach(&network));
+        network
+    }
+
+    /// The way to peers of other daemons.
+    pub(crate) fn link(&self) -> Option<&Arc<Link>> {
+        self.link.as_ref()
+    }
+
+    /// Whether QPs of this network, too, talk by packets.
+    pub(crate) fn force_wire(&self) -> bool {
+        self.force_wire
+    }
+
+    /// All GIDs with what belongs to them.
+    pub(crate) fn addresses(&self) -> Vec<GidEntry> {
+        self.contexts().iter().flat_map(|context| context.gid_entries()).collect()
+    }
+
+    /// All contexts that have a GID.
+    pub(crate) fn contexts(&self) -> Vec<Arc<Context>> {
+        let mut contexts: Vec<Arc<Context>> = Vec::new();
+        for holder in self.holders.lock().values() {
+            if let Some(context) = holder.context.upgrade()
+                && !contexts.iter().any(|c| Arc::ptr_eq(c, &context))
+            {
+                contexts.push(context);
+            }
+        }
+        contexts
     }
 
     pub(crate) fn id(&self) -> u64 {

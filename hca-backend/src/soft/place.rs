@@ -91,17 +91,36 @@ impl<'a> Place<'a> {
 
     /// Reads all of the first bytes of the place.
     pub(crate) fn read(&self, to: &mut [u8]) -> Result<(), ProtectionFault> {
+        self.read_at(0, to)
+    }
+
+    /// Reads bytes that lie `offset` into the message.
+    pub(crate) fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<(), ProtectionFault> {
         let mut done = 0;
         while done < to.len() {
             let left = &mut to[done..];
             if let Self::Bytes(bytes) = self {
-                let part = bytes.get(done..done + left.len()).ok_or(ProtectionFault)?;
+                let from = part(bytes, offset + done as u64, left.len() as u64);
+                let part = from.ok_or(ProtectionFault)?;
                 left.copy_from_slice(part);
                 return Ok(());
             }
-            let (memory, addr, together) = self.at(done as u64)?;
+            let (memory, addr, together) = self.at(offset + done as u64)?;
             let piece = together.min(left.len() as u64) as usize;
             memory.read(addr, &mut left[..piece]).map_err(|_| ProtectionFault)?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes that lie `offset` into the message.
+    pub(crate) fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), ProtectionFault> {
+        let mut done = 0;
+        while done < from.len() {
+            let left = &from[done..];
+            let (memory, addr, together) = self.at(offset + done as u64)?;
+            let piece = together.min(left.len() as u64) as usize;
+            memory.write(addr, &left[..piece]).map_err(|_| ProtectionFault)?;
             done += piece;
         }
         Ok(())

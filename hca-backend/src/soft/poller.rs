@@ -3,8 +3,8 @@
 //! `run_queue`) and a timer table.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use rdma_midlayer::driver::{Poller, Turn, Waker};
@@ -13,9 +13,11 @@ use rdma_midlayer::types::Qpn;
 
 use super::context::Context;
 use super::cq::Cq;
+use super::link::Link;
 use super::qp::Qp;
 use super::run_queue::RunQueue;
 use super::spin::SpinLock;
+use super::wire::frame::FrameBatch;
 
 /// QPs that one turn moves to ERR when their CQ failed.
 const CQ_USERS_A_TURN: usize = 64;
@@ -28,6 +30,20 @@ enum Task {
     CqFailed { context: Arc<Context>, users: Vec<Qpn> },
 }
 
+/// Frames of a turn that lead nowhere.
+const LOST_A_TURN: usize = 64;
+
+/// Wakes the poller of a link without a port.
+struct LinkWaker(Weak<SoftPoller>);
+
+impl Waker for LinkWaker {
+    fn wake(&self) {
+        if let Some(poller) = self.0.upgrade() {
+            poller.wake_if_idle();
+        }
+    }
+}
+
 /// A worker's share of the QPs.
 pub(crate) struct SoftPoller {
     tasks: RunQueue<Task>,
@@ -35,6 +51,9 @@ pub(crate) struct SoftPoller {
     /// How many timers there are, so that a turn without any takes no lock.
     timer_count: AtomicUsize,
     waker: SpinLock<Option<Arc<dyn Waker>>>,
+    /// Links without a port, which this poller drives.
+    links: SpinLock<Vec<Arc<Link>>>,
+    link_count: AtomicUsize,
 }
 
 /// A timer: when, and of which QP. A QP has one at a time.
@@ -47,6 +66,8 @@ impl SoftPoller {
             timers: SpinLock::new(BTreeMap::new()),
             timer_count: AtomicUsize::new(0),
             waker: SpinLock::new(None),
+            links: SpinLock::new(Vec::new()),
+            link_count: AtomicUsize::new(0),
         }
     }
 
@@ -81,6 +102,34 @@ impl SoftPoller {
         drop(timers);
         // After the lock: it may be the last reference.
         drop(timer);
+    }
+
+    /// Drives a link that has no port: its frames go from one QP of the daemon to another.
+    pub(crate) fn drive(self: &Arc<Self>, link: &Arc<Link>) {
+        let mut links = self.links.lock();
+        links.push(link.clone());
+        self.link_count.store(links.len(), Ordering::Release);
+        drop(links);
+        link.set_waker(Arc::new(LinkWaker(Arc::downgrade(self))));
+    }
+
+    fn links(&self) -> Vec<Arc<Link>> {
+        match self.link_count.load(Ordering::Acquire) {
+            0 => Vec::new(),
+            _ => self.links.lock().clone(),
+        }
+    }
+
+    /// A turn of the links that have no port.
+    fn turn_of_links(&self, now: Instant) -> bool {
+        let mut worked = false;
+        for link in self.links() {
+            link.handle_timer(now);
+            // What leads elsewhere is lost, as where nothing is plugged in.
+            worked |= link.has_frames();
+            link.transmit(now, &mut FrameBatch::new(LOST_A_TURN));
+        }
+        worked
     }
 
     fn enter(&self, task: Task) {
@@ -118,10 +167,12 @@ impl SoftPoller {
     }
 
     fn deadline(&self) -> Option<Instant> {
+        let of_links = self.links().iter().filter_map(|link| link.next_deadline()).min();
         if self.timer_count.load(Ordering::Relaxed) == 0 {
-            return None;
+            return of_links;
         }
-        self.timers.lock().first_key_value().map(|(key, _)| key.0)
+        let own = self.timers.lock().first_key_value().map(|(key, _)| key.0);
+        own.into_iter().chain(of_links).min()
     }
 
     fn run(&self, task: Task, now: Instant, guard: &rcu::Guard) -> usize {
@@ -144,12 +195,15 @@ impl SoftPoller {
 
 impl Poller for SoftPoller {
     fn poll(&self, now: Instant, budget: usize) -> Turn {
-        if self.tasks.is_idle() && self.timer_count.load(Ordering::Relaxed) == 0 {
+        if self.tasks.is_idle()
+            && self.timer_count.load(Ordering::Relaxed) == 0
+            && self.link_count.load(Ordering::Relaxed) == 0
+        {
             return Turn { worked: false, deadline: None };
         }
         let guard = rcu::enter();
         self.tasks.awake();
-        let mut worked = self.expire(now);
+        let mut worked = self.expire(now) | self.turn_of_links(now);
         let mut used = 0;
         while used < budget.max(1) {
             let Some(task) = self.tasks.next() else { break };
@@ -157,7 +211,8 @@ impl Poller for SoftPoller {
             worked = true;
         }
         if !worked {
-            worked = !self.tasks.fall_idle();
+            // After falling idle, since a link wakes an idle worker only.
+            worked = !self.tasks.fall_idle() || self.links().iter().any(|link| link.has_frames());
         }
         // After falling idle: a timer that starts later wakes the worker.
         Turn { worked, deadline: self.deadline() }

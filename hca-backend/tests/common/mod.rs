@@ -181,12 +181,26 @@ impl Waker for Bell {
     }
 }
 
+/// The binary that runs the tests of the others over packets instead of by direct copy.
+pub const FORCE_WIRE: bool = starts_with(module_path!(), "over_wire");
+
+const fn starts_with(text: &str, start: &str) -> bool {
+    let (text, start) = (text.as_bytes(), start.as_bytes());
+    let mut i = 0;
+    while i < start.len() && i < text.len() && text[i] == start[i] {
+        i += 1;
+    }
+    i == start.len()
+}
+
 /// An HCA, the thread's right to sleep, and a clock.
 pub struct Lab {
     pub cx: MaySleep,
     pub hca: Arc<dyn HcaDriver>,
     pub pollers: Vec<Arc<dyn Poller>>,
-    ahead: Mutex<Duration>,
+    ahead: Arc<Mutex<Duration>>,
+    /// Threads run the pollers.
+    workers: Arc<AtomicBool>,
 }
 
 impl Lab {
@@ -203,14 +217,25 @@ impl Lab {
     }
 
     fn with(limits: Limits, pollers: usize) -> Self {
-        let hca = Arc::new(SoftHca::new(Config { name: "soft0".into(), pollers, limits }));
-        Self::of(MaySleep::claim().unwrap(), hca)
+        let force_wire = FORCE_WIRE;
+        let config = Config { name: "soft0".into(), pollers, limits, force_wire };
+        Self::of(MaySleep::claim().unwrap(), Arc::new(SoftHca::new(config)))
     }
 
     /// With any HCA.
     pub fn of(cx: MaySleep, hca: Arc<dyn HcaDriver>) -> Self {
         let pollers = hca.pollers();
-        Self { cx, hca, pollers, ahead: Mutex::default() }
+        Self { cx, hca, pollers, ahead: Arc::default(), workers: Arc::default() }
+    }
+
+    /// The QP, over the wire one that does not wait for `run`.
+    pub fn eager(&self, qp: Arc<dyn QpDriver>) -> Arc<dyn QpDriver> {
+        if !FORCE_WIRE {
+            return qp;
+        }
+        let (pollers, ahead, workers) =
+            (self.pollers.clone(), self.ahead.clone(), self.workers.clone());
+        Arc::new(Eager { qp, pollers, ahead, workers })
     }
 
     pub fn now(&self) -> Instant {
@@ -225,6 +250,14 @@ impl Lab {
     /// Polls each poller from a thread of its own while `work` runs.
     pub fn with_workers<R>(&self, work: impl FnOnce() -> R) -> R {
         let stop = AtomicBool::new(false);
+        self.workers.store(true, Ordering::SeqCst);
+        /// The workers are gone.
+        struct Rest<'a>(&'a AtomicBool);
+        impl Drop for Rest<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::SeqCst);
+            }
+        }
         /// Stops the workers even if the work panics.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
@@ -233,7 +266,7 @@ impl Lab {
             }
         }
         std::thread::scope(|scope| {
-            let _stop = Stop(&stop);
+            let _stop = (Stop(&stop), Rest(&self.workers));
             for poller in &self.pollers {
                 scope.spawn(|| {
                     while !stop.load(Ordering::SeqCst) {
@@ -451,7 +484,7 @@ impl End {
             srq: setup.srq.clone(),
             xrcd: None,
         };
-        let qp = tenant.pd.create_qp(&lab.cx, init).unwrap();
+        let qp = lab.eager(tenant.pd.create_qp(&lab.cx, init).unwrap());
         let memory = whole();
         Self { tenant, attr: setup.attr, send, recv, cqs, qp, memory, ram, mr }
     }
@@ -497,6 +530,58 @@ impl End {
         let mut bytes = vec![0; len];
         self.memory.read(BASE + offset, &mut bytes).unwrap();
         bytes
+    }
+}
+
+/// A QP whose packets are moved as soon as there is something to do: over the wire a call of `post_send`
+/// has then done as much as by the direct way.
+struct Eager {
+    qp: Arc<dyn QpDriver>,
+    pollers: Vec<Arc<dyn Poller>>,
+    ahead: Arc<Mutex<Duration>>,
+    workers: Arc<AtomicBool>,
+}
+
+impl Eager {
+    fn run<T>(&self, result: T) -> T {
+        if !self.workers.load(Ordering::SeqCst) {
+            let now = || Instant::now() + *self.ahead.lock().unwrap();
+            while self.pollers.iter().map(|p| p.poll(now(), 16)).any(|turn| turn.worked) {}
+        }
+        result
+    }
+}
+
+impl QpDriver for Eager {
+    fn qpn(&self) -> Qpn {
+        self.qp.qpn()
+    }
+    fn cap(&self) -> QpCap {
+        self.qp.cap()
+    }
+    fn modify(&self, cx: &MaySleep, attr: &QpAttr, mask: QpAttrMask) -> rdma_midlayer::Result<()> {
+        self.qp.modify(cx, attr, mask)
+    }
+    fn query(&self, cx: &MaySleep) -> rdma_midlayer::Result<QpAttr> {
+        self.qp.query(cx)
+    }
+    fn destroy(&self, cx: &MaySleep) -> rdma_midlayer::Result<()> {
+        self.qp.destroy(cx)
+    }
+    fn post_send(&self, wr: &SendWr<'_>) -> rdma_midlayer::Result<()> {
+        self.run(self.qp.post_send(wr))
+    }
+    fn post_send_list(&self, wrs: &[SendWr<'_>]) -> Result<(), BadWr> {
+        self.run(self.qp.post_send_list(wrs))
+    }
+    fn post_malformed_send(&self, wqe: MalformedWqe) -> rdma_midlayer::Result<()> {
+        self.run(self.qp.post_malformed_send(wqe))
+    }
+    fn post_recv(&self, wr: &RecvWr<'_>) -> rdma_midlayer::Result<()> {
+        self.qp.post_recv(wr)
+    }
+    fn recv_posted(&self) {
+        self.qp.recv_posted();
     }
 }
 

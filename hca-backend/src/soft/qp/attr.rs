@@ -35,10 +35,19 @@ impl Qp {
         }
         requester.configure(attr, mask);
         responder.configure(&requester.attr, mask);
+        self.configure_wire(&mut requester, &mut responder, mask);
         self.state.store(to.code(), Ordering::Release);
+        if to == QpState::Err {
+            responder.forget_answers();
+        }
         drop(responder);
         match to {
-            QpState::Rts if requester.has_work() => self.schedule(),
+            QpState::Rts => {
+                if requester.has_work() {
+                    self.schedule();
+                }
+                self.schedule_wire();
+            }
             QpState::Sqd => {
                 requester.drain_event =
                     mask.contains(QpAttrMask::EN_SQD_ASYNC_NOTIFY) && attr.sq_draining;
@@ -68,9 +77,9 @@ impl Qp {
         Ok(QpAttr {
             state,
             cur_state: state,
-            sq_psn: requester.link.psn,
+            sq_psn: requester.psn(),
             rq_psn: responder.epsn,
-            sq_draining: state == QpState::Sqd && !requester.current.is_none(),
+            sq_draining: state == QpState::Sqd && requester.is_busy(),
             ..requester.attr
         })
     }
@@ -81,12 +90,13 @@ impl Qp {
         self.stop_waiting(requester);
         requester.reset();
         responder.reset();
+        self.reset_wire(requester, responder);
     }
 
     /// Announces that the send queue is drained, if that is asked for.
     pub(super) fn drained(&self, requester: &mut Requester) {
         if self.state() == QpState::Sqd
-            && requester.current.is_none()
+            && !requester.is_busy()
             && std::mem::take(&mut requester.drain_event)
         {
             self.context.dispatch(AsyncEvent::SqDrained(self.qpn));

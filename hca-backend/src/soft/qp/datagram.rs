@@ -89,12 +89,17 @@ impl Qp {
         Step::Done
     }
 
-    fn qkey(&self, attr: &QpAttr) -> u32 {
+    pub(super) fn qkey(&self, attr: &QpAttr) -> u32 {
         if self.created.qp_type == QpType::Gsi { GSI_QKEY } else { attr.qkey }
     }
 
+    /// The Q_Key that a datagram must have.
+    pub(super) fn expected_qkey(&self, responder: &Responder) -> u32 {
+        if self.created.qp_type == QpType::Gsi { GSI_QKEY } else { responder.qkey() }
+    }
+
     /// A datagram, header first, arrives here.
-    fn receive(
+    pub(super) fn receive(
         &self,
         responder: &mut Responder,
         from: Qpn,
@@ -107,9 +112,7 @@ impl Qp {
             && self.is_datagram()
             && !self.destroyed.load(Ordering::Acquire)
             && !self.context.suspended(guard);
-        let expected =
-            if self.created.qp_type == QpType::Gsi { GSI_QKEY } else { responder.qkey() };
-        if !listens || qkey != expected {
+        if !listens || qkey != self.expected_qkey(responder) {
             return;
         }
         if responder.take_datagram().is_err() {

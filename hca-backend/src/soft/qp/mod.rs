@@ -10,6 +10,7 @@ mod execute;
 mod queue;
 mod requester;
 mod responder;
+mod wire;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -31,6 +32,7 @@ pub(crate) use datagram::GSI_QPN;
 pub(crate) use queue::RecvQueue;
 use requester::Requester;
 use responder::Responder;
+use wire::{OnWire, Receiving, Sending};
 
 /// Bytes that are moved in one go: what a lock is held for, and what another QP has to wait for.
 const PIECE: u64 = 64 << 10;
@@ -76,6 +78,8 @@ pub(crate) struct Qp {
     recv_came: AtomicBool,
     requester: Side<Requester>,
     responder: Side<Responder>,
+    /// Where peers of other daemons are.
+    wire: Option<Box<OnWire>>,
 }
 
 impl Qp {
@@ -117,6 +121,13 @@ impl Qp {
             srq: srq.is_some(),
             recv_source: init.recv_source.is_some() || srq.is_some(),
         };
+        let link = context.network.link().cloned();
+        let mut requester = Requester::new(send_cq, init.send_ready);
+        let mut responder = Responder::new(recv_cq, init.recv_source, srq);
+        if let Some(link) = &link {
+            requester.wire = Some(Box::new(Sending::new(created.qp_type, qpn, link)));
+            responder.wire = Some(Box::new(Receiving::new(created.qp_type)));
+        }
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             uid: NEXT_UID.fetch_add(1, Ordering::Relaxed),
@@ -128,8 +139,9 @@ impl Qp {
             destroyed: AtomicBool::new(false),
             queued: Queued::new(),
             recv_came: AtomicBool::new(false),
-            requester: Side(SpinLock::new(Requester::new(send_cq, init.send_ready))),
-            responder: Side(SpinLock::new(Responder::new(recv_cq, init.recv_source, srq))),
+            requester: Side(SpinLock::new(requester)),
+            responder: Side(SpinLock::new(responder)),
+            wire: link.map(|link| Box::new(OnWire::new(link))),
         }))
     }
 
@@ -225,6 +237,7 @@ impl Qp {
     /// The tenant goes on after a stop.
     pub(crate) fn go_on(&self) {
         self.schedule();
+        self.schedule_wire();
     }
 }
 

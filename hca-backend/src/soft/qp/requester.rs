@@ -4,21 +4,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{BadWr, MalformedWqe, SendReady};
 use rdma_midlayer::rcu::{self, Guard};
-use rdma_midlayer::types::{Psn, QpState, WcOpcode, WcStatus, WrOpcode};
+use rdma_midlayer::types::{Gid, Psn, QpState, WcOpcode, WcStatus, WrOpcode};
 use rdma_midlayer::work::{SendData, SendFlags, SendWr, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, Result};
 
 use super::datagram::Dest;
 use super::execute::{Link, Step};
 use super::queue::{Current, SendQueue};
+use super::wire::{self, Sending};
 use super::{FLUSH_A_TURN, PIECE, Qp};
 use crate::soft::cq::Cq;
 use crate::soft::poller::TimerKey;
+use crate::soft::wire::timers::{ack_timeout, rnr_delay};
 
 /// WRs held for a consumer that keeps them in a ring of its own.
 const WINDOW: usize = 16;
@@ -34,7 +36,7 @@ pub(super) struct Requester {
     pub(super) cq: Option<Arc<Cq>>,
     pub(super) ready: Option<Arc<dyn SendReady>>,
     /// The consumer was told `QueueFull`.
-    ready_due: bool,
+    pub(super) ready_due: bool,
     queue: SendQueue,
     pub(super) current: Current,
     wait: Option<Wait>,
@@ -42,6 +44,8 @@ pub(super) struct Requester {
     retries_left: u8,
     /// `SqDrained` is asked for.
     pub(super) drain_event: bool,
+    /// What goes by packets.
+    pub(super) wire: Option<Box<Sending>>,
 }
 
 /// What the current WR waits for.
@@ -73,6 +77,7 @@ impl Requester {
             rnr_left: 0,
             retries_left: 0,
             drain_event: false,
+            wire: None,
         }
     }
 
@@ -113,6 +118,19 @@ impl Requester {
         !self.queue.is_empty() || !self.current.is_none()
     }
 
+    /// Whether a WR is begun and not at its end.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.current.is_none() || self.wire.as_ref().is_some_and(|wire| wire.state.is_busy())
+    }
+
+    /// The PSN of the next packet that is not a repeated one.
+    pub(super) fn psn(&self) -> Psn {
+        match &self.wire {
+            Some(wire) if !wire.state.is_empty() => wire.state.psn(),
+            _ => self.link.psn,
+        }
+    }
+
     /// A WR makes a first attempt, or progress: all retries are there again.
     #[inline]
     fn refill_retries(&mut self) {
@@ -121,8 +139,9 @@ impl Requester {
     }
 
     /// Tells a consumer that was told `QueueFull` that there is room.
-    fn announce_room(&mut self) {
-        if self.ready_due && self.queue.len() <= WINDOW / 2 {
+    pub(super) fn announce_room(&mut self) {
+        let by_wire = self.wire.as_ref().map_or(0, |wire| wire.state.len());
+        if self.ready_due && self.queue.len() <= WINDOW / 2 && by_wire <= wire::WINDOW / 2 {
             self.ready_due = false;
             if let Some(ready) = &self.ready {
                 ready.send_ready();
@@ -171,6 +190,9 @@ impl Qp {
     /// Posts a WR that is not for a burst; its length.
     fn send_one(&self, r: &mut Requester, wr: &SendWr<'_>, guard: &Guard) -> Result<u64> {
         let len = self.check_send(wr)?;
+        if self.wire.is_some() && !r.has_work() && self.goes_by_wire(r, dest_gid(wr)) {
+            return self.send_by_wire(r, wr, guard).map(|()| 0);
+        }
         let at_once = self.state() == QpState::Rts
             && len <= PIECE
             && !r.has_work()
@@ -258,7 +280,13 @@ impl Qp {
     }
 
     /// Makes the completion of a WR, if it wants one.
-    fn complete(&self, cq: Option<&Arc<Cq>>, wr: &SendWr<'_>, len: u64, status: WcStatus) {
+    pub(super) fn complete(
+        &self,
+        cq: Option<&Arc<Cq>>,
+        wr: &SendWr<'_>,
+        len: u64,
+        status: WcStatus,
+    ) {
         if let Some(wc) = self.send_completion(wr, len, status) {
             self.push(cq, &wc, false);
         }
@@ -395,6 +423,12 @@ impl Qp {
                 }
                 r.refill_retries();
                 r.announce_room();
+                let dest = r.current.dest().map(|dest| dest.path.dgid);
+                if self.wire.is_some() && self.goes_by_wire(r, dest) {
+                    self.current_to_wire(r);
+                    used += 1;
+                    continue;
+                }
             }
             used += 1;
             let Some(wr) = r.current.wr() else { break false };
@@ -429,6 +463,10 @@ impl Qp {
             return false;
         }
         self.stop_waiting(r);
+        // They were posted before those that wait for the direct way.
+        if self.flush_wire(r, max, guard) {
+            return true;
+        }
         for _ in 0..max {
             if r.current.is_none() && !r.queue.pop_into(&mut r.current) {
                 break;
@@ -443,6 +481,12 @@ impl Qp {
     }
 }
 
+/// Where a datagram goes.
+#[cold]
+fn dest_gid(wr: &SendWr<'_>) -> Option<Gid> {
+    Dest::of(wr).map(|dest| dest.path.dgid)
+}
+
 /// Bytes of a WR's data.
 #[inline]
 fn length(data: SendData<'_>) -> u64 {
@@ -451,18 +495,4 @@ fn length(data: SendData<'_>) -> u64 {
         SendData::Inline(bytes) => bytes.len() as u64,
         SendData::Reg(_) | SendData::Bind(_) => 0,
     }
-}
-
-/// The local ACK time-out (IBA 9.7.6.1.3).
-fn ack_timeout(code: u8) -> Duration {
-    Duration::from_nanos(4096 << code)
-}
-
-/// The RNR NAK timer (IBA table 45).
-fn rnr_delay(code: u8) -> Duration {
-    const UNITS_OF_10_US: [u32; 32] = [
-        65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024,
-        1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
-    ];
-    Duration::from_micros(10 * u64::from(UNITS_OF_10_US[usize::from(code & 31)]))
 }

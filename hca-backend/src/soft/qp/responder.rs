@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use rdma_midlayer::attr::{QpAttr, QpAttrMask};
+use rdma_midlayer::attr::{AhAttr, QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, RecvSource, Taken};
 use rdma_midlayer::rcu::{self, Guard};
 use rdma_midlayer::types::{Access, Gid, Psn, QpState, QpType, Qpn, WcOpcode, WcStatus, WrOpcode};
@@ -15,6 +15,7 @@ use rdma_midlayer::{Error, Result};
 
 use super::execute::Step;
 use super::queue::RecvQueue;
+use super::wire::Receiving;
 use super::{FLUSH_A_TURN, PIECE, Qp};
 use crate::soft::cq::Cq;
 use crate::soft::place::{CopyFault, Place, View, copy};
@@ -28,9 +29,11 @@ pub(super) struct Responder {
     access: Access,
     max_dest_rd_atomic: u8,
     min_rnr_timer: u8,
-    dest_qpn: Qpn,
-    dgid: Gid,
-    sgid_index: u32,
+    pub(super) dest_qpn: Qpn,
+    pub(super) dgid: Gid,
+    pub(super) sgid_index: u32,
+    /// The whole path, for answers by packets.
+    pub(super) ah: AhAttr,
     /// The requester that was found to be the peer, and in which epoch of the network.
     bound: Option<(u64, u64)>,
     pub(super) cq: Option<Arc<Cq>>,
@@ -47,7 +50,9 @@ pub(super) struct Responder {
     doorbell: bool,
     /// The requester that waits for a WQE.
     waiter: Option<Weak<Qp>>,
-    established: bool,
+    pub(super) established: bool,
+    /// What comes by packets.
+    pub(super) wire: Option<Box<Receiving>>,
 }
 
 /// A request, or a piece of one.
@@ -91,7 +96,7 @@ enum Ahead {
 }
 
 /// Why a WQE could not be had.
-enum NoWqe {
+pub(super) enum NoWqe {
     Empty,
     Malformed,
 }
@@ -110,6 +115,7 @@ impl Responder {
             dest_qpn: Qpn(0),
             dgid: Gid::default(),
             sgid_index: 0,
+            ah: AhAttr::default(),
             bound: None,
             cq: Some(cq),
             source,
@@ -122,6 +128,7 @@ impl Responder {
             doorbell: false,
             waiter: None,
             established: false,
+            wire: None,
         }
     }
 
@@ -134,6 +141,7 @@ impl Responder {
         self.dest_qpn = attr.dest_qpn;
         self.dgid = attr.ah.dgid;
         self.sgid_index = attr.ah.sgid_index;
+        self.ah = attr.ah;
         self.bound = None;
         if mask.contains(QpAttrMask::RQ_PSN) {
             self.epsn = attr.rq_psn;
@@ -203,6 +211,13 @@ impl Responder {
         self.epsn = next;
     }
 
+    /// Answers by packets that have not gone are not sent any more.
+    pub(super) fn forget_answers(&mut self) {
+        if let Some(wire) = &mut self.wire {
+            wire.drop_replies();
+        }
+    }
+
     fn want_doorbell(&mut self, wanted: bool) {
         if self.doorbell != wanted {
             self.doorbell = wanted;
@@ -214,7 +229,7 @@ impl Responder {
 
     /// Takes the oldest WQE out of the receive queue, or the SRQ, where a requester may wait for it.
     #[inline]
-    fn take(&mut self, waiter: Option<&Qp>) -> std::result::Result<(), NoWqe> {
+    pub(super) fn take(&mut self, waiter: Option<&Qp>) -> std::result::Result<(), NoWqe> {
         if let Some(ahead) = self.ahead.take() {
             self.held = true;
             return match ahead {
@@ -524,7 +539,7 @@ impl Qp {
 
     /// Refuses a request: the WQE in hand tells why; without one the event does.
     #[cold]
-    fn refuse(
+    pub(super) fn refuse(
         &self,
         responder: &mut Responder,
         recv: WcStatus,
@@ -545,14 +560,14 @@ impl Qp {
 
     /// The QP does not do what is asked.
     #[cold]
-    fn refuse_invalid(&self, responder: &mut Responder) -> Step {
+    pub(super) fn refuse_invalid(&self, responder: &mut Responder) -> Step {
         let event = AsyncEvent::QpReqErr(self.qpn);
         self.refuse(responder, WcStatus::LocQpOpErr, event, WcStatus::RemInvReqErr)
     }
 
     /// The key does not allow what is asked.
     #[cold]
-    fn refuse_access(&self, responder: &mut Responder) -> Step {
+    pub(super) fn refuse_access(&self, responder: &mut Responder) -> Step {
         if responder.held {
             self.fail_recv(responder, WcStatus::LocAccessErr);
         }

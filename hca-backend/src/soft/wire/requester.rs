@@ -8,10 +8,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use rdma_midlayer::attr::AhAttr;
 use rdma_midlayer::types::{Psn, Qpn, RKey, WcStatus, WrOpcode};
 use rdma_midlayer::work::{SendFlags, Sge};
 
-use super::counters::{Both, Counters};
+use super::counters::Both;
 use super::dcqcn::{Notifier, Rate};
 use super::frame::{FrameBatch, Path};
 use super::headers::{Nak, Syndrome};
@@ -78,6 +79,8 @@ pub struct SendWqe {
     pub data: Data,
     /// Bytes of it.
     pub len: u64,
+    /// Datagrams: the path, the QP at the peer, its Q_Key.
+    pub datagram: Option<(AhAttr, Qpn, u32)>,
     /// Known to fail before it is begun.
     pub error: Option<WcStatus>,
     /// How far it has come.
@@ -603,9 +606,4 @@ impl Requester {
         // Local work behind it may be done.
         self.acknowledge(now, self.una, host, counters);
     }
-}
-
-/// Counters that nobody reads, for tests and for packets without a QP.
-pub fn both<'a>(port: &'a Counters, qp: &'a Counters) -> Both<'a> {
-    Both { port, qp }
 }
