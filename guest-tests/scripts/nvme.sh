@@ -94,7 +94,7 @@ for shared in N Y; do
         disconnect
         connect
         check_files "$disk" /tmp/sums
-        e2fsck -f -n "$disk" > /tmp/fsck || { cat /tmp/fsck; exit 1; }
+        e2fsck -f -n "$disk" &> /tmp/fsck || { cat /tmp/fsck; exit 1; }
         disconnect
         lab-barrier "written-$shared" > /dev/null
         echo "NVMe over RDMA, shared receive queues $shared: $(du -cb /tmp/raw | tail -n 1 | cut -f 1) bytes and $FILES files are right"
