@@ -9,4 +9,5 @@ pub mod setup;
 pub mod stage;
 pub mod sys;
 pub mod table;
+pub mod wire;
 pub mod work;

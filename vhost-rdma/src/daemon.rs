@@ -129,7 +129,19 @@ impl Daemon {
     /// # Errors
     /// As `start`.
     pub fn with_workers(cx: &MaySleep, workers: Workers) -> Result<Self, StartError> {
-        Self::start_with(cx, workers, &[], &WireConfig::default())
+        Self::with_ports(cx, workers, &WireConfig::default())
+    }
+
+    /// With workers of the caller's, and the soft HCA behind some ports.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn with_ports(
+        cx: &MaySleep,
+        workers: Workers,
+        wire: &WireConfig,
+    ) -> Result<Self, StartError> {
+        Self::start_with(cx, workers, &[], wire)
     }
 
     fn start_with(

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Measures RDMA over the wire between two daemons beside the bare ports that join them, in turns in one
+//! run, and prints a table.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use benches::wire::{Across, Kind, Raw, own_network};
+use clap::Parser;
+use rdma_midlayer::MaySleep;
+use vhost_rdma::affinity;
+
+/// Measures RDMA between two daemons over a pair of ports, beside the ports themselves.
+///
+/// One core a side. Every figure is the median of some rounds; a ratio is that of two neighbours in
+/// time. Needs root, for a network of its own.
+#[derive(Parser)]
+struct Cli {
+    /// The sender's CPU and the receiver's
+    #[arg(long, value_delimiter = ',', num_args = 1, default_values_t = [0, 1])]
+    cpus: Vec<usize>,
+    /// Rounds
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Milliseconds of a stream
+    #[arg(long, default_value_t = 300)]
+    window: u64,
+    /// Only this kind of port
+    #[arg(long, value_enum)]
+    kind: Option<Kind>,
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The figures of one kind of port.
+#[derive(Default)]
+struct Figures {
+    raw: Vec<f64>,
+    ours: Vec<f64>,
+    raw_trip: Vec<f64>,
+    latency: Vec<f64>,
+    lossy: Vec<f64>,
+}
+
+impl Figures {
+    fn print(&self, kind: Kind) {
+        let ratio = |a: &[f64], b: &[f64]| median(a.iter().zip(b).map(|(a, b)| a / b).collect());
+        let mb = |values: &[f64]| median(values.to_vec()) / 1e6;
+        let us = |values: &[f64]| median(values.to_vec()) * 1e6;
+        let kind = format!("{kind:?}").to_lowercase();
+        println!(
+            "{kind}: 4 KB MTU WRITE {:.0} MB/s, raw {:.0} MB/s: {:.2} (goal >= 0.5)",
+            mb(&self.ours),
+            mb(&self.raw),
+            ratio(&self.ours, &self.raw)
+        );
+        println!(
+            "{kind}: 64 B WRITE post to CQE {:.1} us, raw round trip {:.1} us: {:.2} (goal <= 1.35)",
+            us(&self.latency),
+            us(&self.raw_trip),
+            ratio(&self.latency, &self.raw_trip)
+        );
+        println!(
+            "{kind}: with 0.1 % loss {:.0} MB/s: {:.2} of loss-free (goal >= 0.5)",
+            mb(&self.lossy),
+            ratio(&self.lossy, &self.ours)
+        );
+    }
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let [here, there] = cli.cpus[..] else { anyhow::bail!("--cpus wants two") };
+    own_network()?;
+    affinity::pin(here)?;
+    let mut cx = MaySleep::claim().context("the first thread")?;
+    let window = Duration::from_millis(cli.window);
+    let folder = tempfile::tempdir()?;
+    for kind in [Kind::Dgram, Kind::Packet] {
+        if cli.kind.is_some_and(|only| only != kind) {
+            continue;
+        }
+        let mut figures = Figures::default();
+        for _ in 0..cli.rounds {
+            let ports = kind.ports(folder.path(), 0)?;
+            let raw = Raw::open(&ports, there)?;
+            raw.round_trip(100)?;
+            figures.raw.push(raw.stream(window)?);
+            figures.raw_trip.push(raw.round_trip(5000)?.as_secs_f64());
+            drop(raw);
+            let mut across = Across::start(cx, &ports, there)?;
+            across.latency(100)?;
+            figures.latency.push(across.latency(5000)?.as_secs_f64());
+            figures.ours.push(across.stream(window)?);
+            cx = across.end();
+            let mut across = Across::start(cx, &kind.ports(folder.path(), 1000)?, there)?;
+            figures.lossy.push(across.stream(window)?);
+            cx = across.end();
+        }
+        figures.print(kind);
+        let mut across = Across::start(cx, &kind.ports(folder.path(), 100_000)?, there)?;
+        across.verify(0x5a)?;
+        cx = across.end();
+        println!("{kind:?}: with 10 % loss every byte of 8 MiB is right");
+    }
+    Ok(())
+}
