@@ -64,13 +64,22 @@ pub fn tests() -> Vec<Test> {
 fn interop() -> Vec<Test> {
     let both = Shape { outside: 1, ..Shape::of_kind(Kind::Uml) };
     let rxe_alone = Shape { outside: 2, ..both.clone() };
-    let file = "interop.sh";
-    vec![script(
-        "interop_rxe_through_the_daemons_ports_uml".to_owned(),
-        rxe_alone,
-        file,
-        &["programs", "1024", "4096"],
-    )]
+    let lossy = Shape { loss: 20_000, ..both.clone() };
+    let emulated = Shape { kind: Kind::Qemu, ..both.clone() };
+    let of = |name: &str, shape: &Shape, arguments: &[&str]| {
+        script(name.to_owned(), shape.clone(), "interop.sh", arguments)
+    };
+    vec![
+        // What the ports do to rxe is nothing that our device has to answer for.
+        of("interop_rxe_finds_the_ports_right_uml", &rxe_alone, &["programs", "1024"]),
+        of("interop_programs_with_rxe_uml", &both, &["programs"]),
+        of("interop_verifier_with_rxe_uml", &both, &["verifier"]),
+        of("interop_connection_manager_with_rxe_uml", &both, &["cm"]),
+        of("interop_with_rxe_and_lost_frames_uml", &lossy, &["loss"]),
+        of("interop_programs_with_rxe_qemu", &emulated, &["programs"]).long(),
+        of("interop_verifier_with_rxe_qemu", &emulated, &["verifier"]).long(),
+        of("interop_connection_manager_with_rxe_qemu", &emulated, &["cm"]).long(),
+    ]
 }
 
 /// A script of the project in guests of a shape.
