@@ -187,8 +187,12 @@ fn translate(hca: &Hca, wc: &ibv_wc, guard: &Guard) -> Option<WorkCompletion> {
     queue.unblock();
     let mut status =
         u8::try_from(wc.status).ok().and_then(WcStatus::from_code).unwrap_or(WcStatus::GeneralErr);
-    if request.malformed && status != WcStatus::WrFlushErr {
-        status = WcStatus::LocQpOpErr;
+    if status != WcStatus::Success {
+        // Some providers (rxe) report the request that failed as flushed, like those around it.
+        if request.malformed && (status != WcStatus::WrFlushErr || !queue.has_failed()) {
+            status = WcStatus::LocQpOpErr;
+        }
+        queue.note_failure(status == WcStatus::WrFlushErr);
     }
     let opcode = match (request.opcode, status) {
         (RECV, WcStatus::Success) if wc.opcode == WcOpcode::RecvRdmaWithImm as u32 => {
@@ -208,6 +212,10 @@ fn translate(hca: &Hca, wc: &ibv_wc, guard: &Guard) -> Option<WorkCompletion> {
         flags = bits
             .iter()
             .fold(0, |flags, (bit, flag)| flags | if wc.wc_flags & bit != 0 { flag.0 } else { 0 });
+    }
+    // Some providers (rxe) say so of every message that had one on the wire.
+    if !queue.has_datagrams() {
+        flags &= !WcFlags::GRH.0;
     }
     Some(WorkCompletion {
         wr_id: request.wr_id,
@@ -268,7 +276,11 @@ impl CqDriver for Cq {
         if cqe > self.cqe() && cqe.min(hca.limits.host_cqe) > self.cqe().min(hca.limits.host_cqe) {
             self.host()?.resize(cqe.min(hca.limits.host_cqe))?;
         }
-        let old = self.place.lock().memory.replace(memory);
+        let old = {
+            let mut place = self.place.lock();
+            place.memory.iter().for_each(|old| old.moved());
+            place.memory.replace(memory)
+        };
         self.cqe.store(cqe, Ordering::Relaxed);
         drop(old);
         Ok(())

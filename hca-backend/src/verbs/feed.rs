@@ -96,35 +96,42 @@ impl Feed {
 
     /// Posts what the consumer has, by `post`, which answers how many were taken and why not more;
     /// those that the HCA refuses go to `refused`. Whoever comes while another is at it leaves it to
-    /// that one. Never sleeps, if `post` does not.
+    /// that one. Whether any were posted. Never sleeps, if `post` does not.
     pub(crate) fn pump(
         &self,
         post: impl Fn(&mut [ibv_recv_wr]) -> std::result::Result<(), (usize, i32)>,
         refused: impl Fn(Request),
-    ) {
+    ) -> bool {
         if self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |s| {
             Some(if s == IDLE { BUSY } else { AGAIN })
         }) != Ok(IDLE)
         {
-            return;
+            return false;
         }
+        let mut posted = false;
         loop {
-            while self.some(&post, &refused) {}
+            loop {
+                let count = self.some(&post, &refused);
+                posted |= count > 0;
+                if count < BATCH {
+                    break;
+                }
+            }
             // What was asked for meanwhile is looked at once more.
             if self.state.compare_exchange(BUSY, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok()
             {
-                return;
+                return posted;
             }
             self.state.store(BUSY, Ordering::Release);
         }
     }
 
-    /// A batch; whether there may be more.
+    /// Posts a batch; how many, and if it was a whole one there may be more.
     fn some(
         &self,
         post: &impl Fn(&mut [ibv_recv_wr]) -> std::result::Result<(), (usize, i32)>,
         refused: &impl Fn(Request),
-    ) -> bool {
+    ) -> usize {
         let mut sges = [[ibv_sge::default(); MAX_SGE]; BATCH];
         let empty = ibv_recv_wr {
             wr_id: 0,
@@ -137,7 +144,7 @@ impl Feed {
         {
             let guard = rcu::enter();
             if self.pd.context().is_suspended() {
-                return false;
+                return 0;
             }
             let mut wqe = RecvWqe::default();
             while count < BATCH {
@@ -180,7 +187,7 @@ impl Feed {
             }
         }
         if count == 0 {
-            return false;
+            return 0;
         }
         if let Err((taken, errno)) = post(&mut wrs[..count]) {
             log::debug!("receive requests refused: errno {errno}");
@@ -190,8 +197,8 @@ impl Feed {
                 self.queue.take_back(wr.wr_id);
                 refused(request);
             }
-            return false;
+            return taken.min(BATCH - 1);
         }
-        count == BATCH
+        count
     }
 }

@@ -52,7 +52,8 @@ pub(crate) fn empty_wr() -> ibv_send_wr {
     }
 }
 
-/// Puts a request into the host's form; `max_sge` is what the host's QP takes. Never sleeps.
+/// Puts a request into the host's form; `sges` has room for `HOST_SGE`, `max_sge` is what the host's QP
+/// takes. Never sleeps.
 ///
 /// # Errors
 /// `Invalid` or `Unsupported` for what makes no sense.
@@ -61,7 +62,7 @@ pub(crate) fn prepare(
     pd: &Pd,
     qp_type: QpType,
     wr: &SendWr<'_>,
-    sges: &mut [ibv_sge; HOST_SGE],
+    sges: &mut [ibv_sge],
     max_sge: usize,
     guard: &Guard,
 ) -> Result<Prepared> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
 use rdma_midlayer::driver::{
-    AsyncEvent, MalformedWqe, MwDriver, QpDriver, QpInit, SendReady, own, own_any,
+    AsyncEvent, BadWr, MalformedWqe, MwDriver, QpDriver, QpInit, SendReady, own, own_any,
 };
 use rdma_midlayer::rcu;
 use rdma_midlayer::types::{
@@ -113,6 +113,10 @@ impl Qp {
             send.tell(ready.clone());
         }
         let recv_queue = WorkQueue::ordered(recv, wanted.max_recv_wr.max(1));
+        if init.qp_type == QpType::Ud {
+            recv_queue.set_datagrams();
+            srq.iter().for_each(|srq| srq.set_datagrams());
+        }
         let feed = srq
             .is_none()
             .then(|| Feed::new(pd, recv_queue.clone(), init.recv_source, wanted.max_recv_wr));
@@ -229,6 +233,86 @@ impl Qp {
             }
             self.refuse(errno)
         })
+    }
+
+    /// Posts as many requests as go into one post, at once; how many, and why not the next.
+    fn post_burst(&self, wrs: &[SendWr<'_>], guard: &rcu::Guard) -> (usize, Option<Error>) {
+        if let Err(error) = self.may_send() {
+            return (0, Some(error));
+        }
+        let mut sges = [ibv_sge::default(); 2 * HOST_SGE];
+        let mut free = &mut sges[..];
+        let mut chain = [empty_wr(); CHAIN];
+        let (mut count, mut error) = (0, None);
+        let host = self.fast.lock();
+        let Some(host) = host.as_ref() else { return (0, Some(Error::Gone)) };
+        for (wr, place) in wrs.iter().zip(&mut chain) {
+            // A bind holds on to its objects: it goes alone.
+            if free.len() < HOST_SGE || (matches!(wr.data, SendData::Bind(_)) && count > 0) {
+                break;
+            }
+            let request = Request {
+                wr_id: wr.wr_id,
+                ticket: wr.ticket,
+                opcode: wr.opcode.code(),
+                malformed: false,
+            };
+            let made = prepare(&self.pd, self.qp_type, wr, free, self.host_sge, guard);
+            let mut prepared = match made {
+                Ok(prepared) => prepared,
+                Err(e) => {
+                    error = Some(e);
+                    break;
+                }
+            };
+            match resolve(&mut prepared, self.send_ready.as_ref()) {
+                Some(Ok(())) => {}
+                Some(Err(e)) => error = Some(e),
+                None => error = Some(Error::QueueFull),
+            }
+            if error.is_some() {
+                break;
+            }
+            let mut name = self.send.reserve(request);
+            if name.is_none() {
+                self.send.block();
+                name = self.send.reserve(request);
+            }
+            let Some(name) = name else {
+                error = Some(Error::QueueFull);
+                break;
+            };
+            let (list, rest) = std::mem::take(&mut free).split_at_mut(prepared.num_sge);
+            free = rest;
+            *place = ibv_send_wr {
+                wr_id: name,
+                sg_list: list.as_mut_ptr(),
+                num_sge: prepared.num_sge as i32,
+                ..prepared.wr
+            };
+            count += 1;
+            if let Some(bound) = prepared._bound {
+                let posted = host.post_send(std::slice::from_mut(place));
+                drop(bound);
+                return match posted {
+                    Ok(()) => (1, None),
+                    Err((_, errno)) => {
+                        self.send.take_back(name);
+                        (0, Some(self.refuse(errno)))
+                    }
+                };
+            }
+        }
+        if count > 0
+            && let Err((taken, errno)) = host.post_send(&mut chain[..count])
+        {
+            chain[taken..count].iter().rev().for_each(|wr| self.send.take_back(wr.wr_id));
+            if errno == libc::ENOMEM {
+                self.send.block();
+            }
+            return (taken, Some(self.refuse(errno)));
+        }
+        (count, error)
     }
 
     /// Puts a request on the stage.
@@ -377,7 +461,7 @@ impl Qp {
             return;
         }
         let Some(host) = self.fast.lock().clone() else { return };
-        feed.pump(
+        let posted = feed.pump(
             |wrs| host.post_recv(wrs),
             |request| {
                 self.complete_here(&self.recv_cq, request);
@@ -386,6 +470,13 @@ impl Qp {
                 }
             },
         );
+        // rxe's provider tells nobody of a receive request, and in ERR nobody looks: it would never be
+        // flushed. To enter ERR once more makes it look.
+        let ended = || self.send.has_ended() || feed.queue().has_ended();
+        if posted && self.stage.is_some() && (self.state() == QpState::Err || ended()) {
+            let attr = ibv_qp_attr { qp_state: QpState::Err.code().into(), ..Default::default() };
+            let _ = host.modify(&attr, QpAttrMask::STATE.0);
+        }
     }
 
     /// Sees to new receive requests. Never sleeps.
@@ -667,6 +758,25 @@ impl QpDriver for Qp {
             None => return Err(Error::QueueFull),
         }
         self.post_now(request, &mut prepared.wr, &mut sges, prepared.num_sge)
+    }
+
+    fn post_send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
+        let guard = rcu::enter();
+        let mut taken = 0;
+        while taken < wrs.len() {
+            let (count, error) = match (&self.stage, &wrs[taken..]) {
+                (None, rest @ [_, _, ..]) => self.post_burst(rest, &guard),
+                (_, rest) => match self.post_send(&rest[0]) {
+                    Ok(()) => (1, None),
+                    Err(error) => (0, Some(error)),
+                },
+            };
+            taken += count;
+            if let Some(error) = error {
+                return Err(BadWr { taken, error });
+            }
+        }
+        Ok(())
     }
 
     fn post_malformed_send(&self, wqe: MalformedWqe) -> Result<()> {

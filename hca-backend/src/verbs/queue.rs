@@ -76,6 +76,12 @@ pub(crate) struct WorkQueue {
     /// Whoever posts found it full.
     blocked: AtomicBool,
     ready: OnceLock<Arc<dyn SendReady>>,
+    /// Messages that complete here have a GRH in front: of datagrams.
+    datagrams: AtomicBool,
+    /// A request has failed or been flushed in this life of the queue: its QP is in ERR, or about to be.
+    ended: AtomicBool,
+    /// A request has failed in this life of the queue, not only been flushed.
+    failed: AtomicBool,
 }
 
 impl WorkQueue {
@@ -106,12 +112,41 @@ impl WorkQueue {
             free,
             blocked: AtomicBool::new(false),
             ready: OnceLock::new(),
+            datagrams: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
         }
     }
 
     /// Who is told when a full queue has room again.
     pub(crate) fn tell(&self, ready: Arc<dyn SendReady>) {
         let _ = self.ready.set(ready);
+    }
+
+    /// Messages that complete here are datagrams.
+    pub(crate) fn set_datagrams(&self) {
+        self.datagrams.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_datagrams(&self) -> bool {
+        self.datagrams.load(Ordering::Relaxed)
+    }
+
+    /// A request failed, or was flushed.
+    pub(crate) fn note_failure(&self, flushed: bool) {
+        self.ended.store(true, Ordering::Release);
+        if !flushed {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request has failed or been flushed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Its number.
@@ -240,6 +275,8 @@ impl WorkQueue {
         self.head.store(0, Ordering::Relaxed);
         self.tail.store(0, Ordering::Release);
         self.blocked.store(false, Ordering::Relaxed);
+        self.failed.store(false, Ordering::Relaxed);
+        self.ended.store(false, Ordering::Release);
     }
 }
 

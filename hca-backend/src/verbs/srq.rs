@@ -68,6 +68,11 @@ impl Srq {
         Arc::ptr_eq(&self.context, context)
     }
 
+    /// A QP for datagrams receives from it.
+    pub(crate) fn set_datagrams(&self) {
+        self.feed.queue().set_datagrams();
+    }
+
     pub(crate) fn host(&self) -> Result<Arc<HostSrq>> {
         lock(&self.host).clone().ok_or(Error::Gone)
     }

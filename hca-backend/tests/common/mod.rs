@@ -321,6 +321,13 @@ impl Lab {
         (a, b)
     }
 
+    pub fn pair_with_tenants(&self, a: Tenant, b: Tenant) -> (End, End) {
+        let setup = Setup::default();
+        let (a, b) = (End::new(self, a, &setup), End::new(self, b, &setup));
+        self.connect(&a, &b);
+        (a, b)
+    }
+
     pub fn connect(&self, a: &End, b: &End) {
         self.to_rts(a, b, 100, 200);
         self.to_rts(b, a, 200, 100);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the tests of the verbs HCA share beside `common`: the stub's devices, and memory in a file.
 //! Tests of one file run one after the other: the stub's devices are the process's.
+//!
+//! With the name of a real device in VERBS_TEST_DEVICE (an address on its network device is needed) the
+//! same tests run on that, through the libibverbs of the system.
 #![allow(dead_code)]
 
 use std::fs::File;
@@ -9,9 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hca_backend::verbs::{GidMap, GidMapping, Options, VerbsHca, open};
+use hca_backend::verbs::{GidMap, GidMapping, Options, VerbsHca, open, parse_gid};
 use rdma_midlayer::MaySleep;
 use rdma_midlayer::memory::{Mapping, Run, UserMemory};
+use rdma_midlayer::types::{Gid, WcStatus};
 use rdma_midlayer::work::WorkCompletion;
 
 use crate::common::{CqSink, End, Lab, gid_entry};
@@ -34,16 +38,38 @@ impl Deref for VerbsLab {
     }
 }
 
+/// A real device that the tests are to run on.
+pub fn real_device() -> Option<String> {
+    std::env::var("VERBS_TEST_DEVICE").ok()
+}
+
+/// The stub, unless the tests run on a real device.
+pub fn stub() -> Option<verbs_stub::Stub> {
+    real_device().is_none().then(verbs_stub::Stub::load)
+}
+
+/// An IPv4 address of a real device.
+fn real_gid(device: &str) -> Gid {
+    let path = |what: &str, n: i32| format!("/sys/class/infiniband/{device}/ports/1/{what}/{n}");
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    (0..64)
+        .filter(|n| read(path("gid_attrs/types", *n)).contains("v2"))
+        .filter_map(|n| parse_gid(read(path("gids", n)).trim()))
+        .find(|gid| gid.0[..12] == gid_entry(0).gid.0[..12])
+        .expect("no IPv4 address on the device")
+}
+
 /// Every GID that the tests' tenants have is that of the device.
 pub fn gids(device: &str) -> Arc<GidMap> {
-    let own = match device {
-        "stub0" => 1,
-        "stub1" => 2,
-        _ => 3,
+    let physical = match device {
+        "stub0" => gid_entry(1).gid,
+        "stub1" => gid_entry(2).gid,
+        "slow0" => gid_entry(3).gid,
+        real => real_gid(real),
     };
     let map = GidMap::default();
     for last in 0..=9 {
-        let (virtual_gid, physical) = (gid_entry(last).gid, gid_entry(own).gid);
+        let virtual_gid = gid_entry(last).gid;
         map.set(GidMapping { network: 1, virtual_gid, physical });
     }
     Arc::new(map)
@@ -56,23 +82,34 @@ pub fn opened(device: &str) -> VerbsLab {
 
 /// Options that name the stub.
 pub fn options() -> Options {
-    Options { library: Some(verbs_stub::PATH.into()), ..Options::default() }
+    let library = real_device().is_none().then(|| verbs_stub::PATH.into());
+    Options { library, ..Options::default() }
 }
 
 pub fn opened_with(device: &str, options: Options) -> VerbsLab {
     let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let cx = MaySleep::claim().unwrap();
-    let before = verbs_stub::Stub::load().objects();
+    let before = stub().map_or(0, |stub| stub.objects());
     let verbs = open(&cx, device, options).unwrap_or_else(|e| panic!("{e}"));
     VerbsLab { lab: Lab::of(cx, verbs.clone()), verbs, before, _one: one }
 }
 
 /// Runs a test with a provider that posts in user space, and with one that enters the kernel.
 pub fn both(test: impl Fn(&VerbsLab)) {
-    for device in ["stub0", "slow0"] {
-        let lab = opened(device);
+    for device in devices() {
+        let lab = opened(&device);
         test(&lab);
     }
+}
+
+/// Whether a request that failed for a reason of its own side's says so. rxe reports it as flushed.
+pub fn local_error(found: WcStatus, expected: WcStatus) -> bool {
+    found == expected || (real_device().is_some() && found == WcStatus::WrFlushErr)
+}
+
+/// What `both` runs on.
+pub fn devices() -> Vec<String> {
+    real_device().map_or(vec!["stub0".into(), "slow0".into()], |real| vec![real])
 }
 
 impl VerbsLab {
@@ -93,7 +130,7 @@ impl VerbsLab {
         }
         let Self { lab, verbs, _one, .. } = self;
         drop((lab, verbs));
-        assert_eq!(verbs_stub::Stub::load().objects(), before);
+        assert_eq!(stub().map_or(0, |stub| stub.objects()), before);
     }
 
     /// Waits until there is something.
