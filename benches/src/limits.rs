@@ -60,7 +60,8 @@ pub fn ping_pong(peer: &Peer, ops: u64) -> Result<Duration> {
 
 const SLOTS: usize = 256;
 const SLOT_MASK: u64 = SLOTS as u64 - 1;
-const PLACES: usize = 64;
+/// Places of 64 bytes that the mock ring copies from and to, in turn.
+pub const PLACES: usize = 64;
 
 #[repr(align(128))]
 #[derive(Default)]

@@ -43,16 +43,27 @@ impl<'r> Measure<'r> {
     /// One window: nanoseconds an operation.
     fn window(&mut self, stage: &Stage) -> Result<f64> {
         stage.window(|| {
-            // The first ones wake the worker and warm the caches.
-            let warm =
-                if self.ops == 0 { 32 } else { self.ops / 8 }.clamp(1, self.most).max(self.warm);
-            let took = (self.run)(warm)?;
             if self.ops == 0 {
-                let fit = WINDOW.as_nanos() * u128::from(warm) / took.as_nanos().max(1);
-                self.ops = (fit as u64).clamp(1, self.most);
+                self.ops = self.fit()?;
             }
+            // The first ones wake the worker and warm the caches.
+            (self.run)((self.ops / 8).max(1).max(self.warm))?;
             Ok((self.run)(self.ops)?.as_nanos() as f64 / self.ops as f64)
         })
+    }
+
+    /// How many operations a window holds. Few tell little of many: the first ones wake the worker, and
+    /// find caches cold.
+    fn fit(&mut self) -> Result<u64> {
+        let mut ops = 32.clamp(1, self.most).max(self.warm);
+        loop {
+            let took = (self.run)(ops)?;
+            if took >= WINDOW / 8 || ops >= self.most {
+                let fit = WINDOW.as_nanos() * u128::from(ops) / took.as_nanos().max(1);
+                return Ok((fit as u64).clamp(1, self.most));
+            }
+            ops = (ops * 4).min(self.most);
+        }
     }
 }
 

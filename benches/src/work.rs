@@ -98,8 +98,10 @@ pub struct Stream {
     pub from: Mr,
     /// Where to.
     pub to: Mr,
-    /// Bytes of each; the places in the MRs are used in turn.
+    /// Bytes of each.
     pub len: u32,
+    /// Places in the MRs that are used in turn.
+    pub places: u64,
     /// Outstanding at the most.
     pub depth: u64,
     /// Posted between two looks at the mode word.
@@ -113,7 +115,18 @@ impl Stream {
     /// Signalled WRITEs of `len` bytes, as many places in turn as the smaller MR has.
     pub fn new(connection: Connection, from: &Region, to: &Region, len: u32) -> Self {
         let (from, to) = (from.mr, to.mr);
-        Self { connection, from, to, len, depth: DEPTH, batch: 16, signal_every: 1, next: 0 }
+        let places = from.length.min(to.length) / u64::from(len);
+        Self {
+            connection,
+            from,
+            to,
+            len,
+            places,
+            depth: DEPTH,
+            batch: 16,
+            signal_every: 1,
+            next: 0,
+        }
     }
 
     /// `ops` operations.
@@ -121,7 +134,6 @@ impl Stream {
     /// # Errors
     /// If a completion tells of an error or does not come.
     pub fn run(&mut self, ops: u64) -> Result<Duration> {
-        let places = self.from.length.min(self.to.length) / u64::from(self.len);
         let a = &mut self.connection.a;
         let ops = ops.next_multiple_of(self.signal_every);
         let first = self.next;
@@ -134,7 +146,7 @@ impl Stream {
             let batch = self.batch.min(last - self.next);
             if batch > 0 && self.next - polled + batch <= self.depth {
                 for n in self.next..self.next + batch {
-                    let offset = n % places * u64::from(self.len);
+                    let offset = n % self.places * u64::from(self.len);
                     let sges = [self.from.sge(offset, self.len)];
                     let mut wr = SendWr::write(n, &sges, self.to.remote(offset));
                     if (n + 1).is_multiple_of(self.signal_every) {

@@ -196,14 +196,6 @@ pub trait CqMemory: Send + Sync {
     /// `Overflow` if there is no room: the driver puts the CQ into error and reports it.
     fn push(&self, wc: &WorkCompletion) -> std::result::Result<(), Overflow>;
 
-    /// Writes several completions in order: what a burst of work requests came to.
-    ///
-    /// # Errors
-    /// `Overflow` if there is no room for one of them; those before it can be polled.
-    fn push_list(&self, wcs: &[WorkCompletion]) -> std::result::Result<(), Overflow> {
-        wcs.iter().try_for_each(|wc| self.push(wc))
-    }
-
     /// The CQ moves to other memory (`CqDriver::resize`): no `push` follows. As exclusive as `push`.
     fn moved(&self) {}
 }

@@ -135,15 +135,12 @@ impl CqPath {
 }
 
 impl CqMemory for CqPath {
+    #[inline]
     fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
-        self.push_list(std::slice::from_ref(wc))
-    }
-
-    fn push_list(&self, wcs: &[WorkCompletion]) -> Result<(), Overflow> {
         if !self.may_touch() {
             return Err(Overflow);
         }
-        self.first.push(wcs)
+        self.first.push(wc)
     }
 
     fn moved(&self) {
@@ -162,15 +159,12 @@ pub struct ResizedCq {
 }
 
 impl CqMemory for ResizedCq {
+    #[inline]
     fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
-        self.push_list(std::slice::from_ref(wc))
-    }
-
-    fn push_list(&self, wcs: &[WorkCompletion]) -> Result<(), Overflow> {
         if !self.path.may_touch() {
             return Err(Overflow);
         }
-        self.ring.push(wcs)
+        self.ring.push(wc)
     }
 
     fn moved(&self) {

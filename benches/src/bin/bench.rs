@@ -121,9 +121,12 @@ impl Kicked {
     }
 }
 
-/// A stream between regions that stay hot.
+/// A stream of small operations between as many places as the mock ring has.
 fn stream(pair: &Pair, len: u32) -> Result<Stream> {
-    Ok(Stream::new(pair.connect()?, &pair.a.register(HOT)?, &pair.b.register(HOT)?, len))
+    let mut stream =
+        Stream::new(pair.connect()?, &pair.a.register(4096)?, &pair.b.register(4096)?, len);
+    stream.places = stream.places.min(limits::PLACES as u64);
+    Ok(stream)
 }
 
 fn latency(pair: &Pair, mrs: usize) -> Result<Latency> {
@@ -201,11 +204,12 @@ fn rows<'r>(pair: &Pair, stage: &'r Stage, kicked: &Rc<RefCell<Kicked>>) -> Resu
     let mut messages = Messages { connection: pair.connect()?, from, to, len: 64, batch: 16 };
     row("64 B SEND/RECV", Measure::new(move |n| messages.run(n)), None, Goal::AtLeast("pp", 0.5));
 
-    for (name, len, goal) in [
-        ("64 KB WRITE, window 16, hot", 64 << 10, 0.9),
-        ("4 KB WRITE, window 16, hot", 4 << 10, 0.6),
+    for (name, len, batch, goal) in [
+        ("64 KB WRITE, window 16, hot", 64 << 10, 1, 0.9),
+        ("4 KB WRITE, window 16, posting 4, hot", 4 << 10, 4, 0.6),
+        ("4 KB WRITE, window 16, posting 1, hot", 4 << 10, 1, 0.6),
     ] {
-        let (measure, yardstick) = beside_memcpy(pair, stage, len, HOT, 16)?;
+        let (measure, yardstick) = beside_memcpy(pair, stage, len, HOT, (16, batch))?;
         row(name, measure, Some(yardstick), Goal::AtLeast("memcpy", goal));
     }
     let (from, to) = (pair.a.register(64 << 10)?, pair.b.register(64 << 10)?);
@@ -218,7 +222,7 @@ fn rows<'r>(pair: &Pair, stage: &'r Stage, kicked: &Rc<RefCell<Kicked>>) -> Resu
         Some(Measure::new(move |n| limits::dirty_memcpy(peer, &its_to, &its_from, 64 << 10, n))),
         Goal::AtLeast("memcpy", 1.25),
     );
-    let (measure, yardstick) = beside_memcpy(pair, stage, 1 << 20, COLD, 4)?;
+    let (measure, yardstick) = beside_memcpy(pair, stage, 1 << 20, COLD, (4, 1))?;
     row("1 MB WRITE, cold", measure, Some(yardstick), Goal::AtLeast("memcpy", 1.5));
 
     let mrs = (pair.a.register(4096)?.mr, pair.b.register(4096)?.mr);
@@ -234,13 +238,14 @@ fn rows<'r>(pair: &Pair, stage: &'r Stage, kicked: &Rc<RefCell<Kicked>>) -> Resu
     Ok(rows)
 }
 
-/// WRITEs of `len` bytes and `libc`'s memcpy, between the same buffers of `bytes` in all.
+/// WRITEs of `len` bytes, so many outstanding and so many posted together, and `libc`'s memcpy, between
+/// the same buffers of `bytes` in all.
 fn beside_memcpy<'r>(
     pair: &Pair,
     stage: &'r Stage,
     len: usize,
     bytes: usize,
-    depth: u64,
+    window: (u64, u64),
 ) -> Result<(Measure<'r>, Measure<'r>)> {
     let cold = bytes > HOT;
     let region = |guest: &benches::pair::Guest| {
@@ -248,7 +253,7 @@ fn beside_memcpy<'r>(
     };
     let (from, to) = (region(&pair.a)?, region(&pair.b)?);
     let mut stream = Stream::new(pair.connect()?, &from, &to, len as u32);
-    (stream.depth, stream.batch) = (depth, 1);
+    (stream.depth, stream.batch) = window;
     // The daemon's mapping of the guests' memory gets its pages when they are touched first.
     stream.run((bytes / len) as u64)?;
     let mut next = 0;

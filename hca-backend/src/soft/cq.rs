@@ -11,7 +11,7 @@ use rdma_midlayer::work::WorkCompletion;
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::Context;
-use super::spin::SpinLock;
+use super::spin::{SpinGuard, SpinLock};
 
 /// A completion queue.
 pub(crate) struct Cq {
@@ -75,41 +75,91 @@ impl Cq {
         self.users.lock().iter().copied().collect()
     }
 
+    /// Begins to add completions: nobody else adds any until `Burst::end`. Never sleeps. The caller
+    /// takes no other lock meanwhile.
+    #[inline]
+    pub(crate) fn begin(&self) -> Burst<'_> {
+        Burst { cq: self, store: self.store.lock(), any: false, failed: None }
+    }
+
     /// Adds completions in order and reports them. `solicited` if one of them is that, or an error.
     /// Never sleeps.
     ///
     /// # Errors
-    /// `Overflowed` if the CQ has no room, now or earlier: the QP goes to ERR. The first time the
-    /// event is dispatched, and the caller sees to the CQ's other QPs (`Overflowed::first`).
-    #[inline]
+    /// As for `Burst::end`.
     pub(crate) fn push(
         &self,
         wcs: &[WorkCompletion],
         solicited: bool,
     ) -> std::result::Result<(), Overflowed> {
-        let mut store = self.store.lock();
-        if store.failed {
-            return Err(Overflowed { first: false });
+        let mut burst = self.begin();
+        let _ = wcs.iter().try_for_each(|wc| burst.push(wc));
+        burst.end(solicited)
+    }
+}
+
+/// Completions that are added together. Each can be polled at once; they are reported at the end.
+pub(crate) struct Burst<'a> {
+    cq: &'a Cq,
+    store: SpinGuard<'a, Store>,
+    any: bool,
+    failed: Option<Overflowed>,
+}
+
+impl Burst<'_> {
+    /// Adds one.
+    ///
+    /// # Errors
+    /// If the CQ has no room, now or earlier: time to `end`.
+    #[inline]
+    pub(crate) fn push(&mut self, wc: &WorkCompletion) -> std::result::Result<(), Overflow> {
+        if self.store.failed {
+            return self.fail(false);
         }
-        let pushed = match &mut store.place {
-            Place::Consumer(memory) => memory.push_list(wcs),
+        let pushed = match &mut self.store.place {
+            Place::Consumer(memory) => memory.push(wc),
+            Place::Own(ring) if ring.len() >= self.cq.cqe() as usize => Err(Overflow),
             Place::Own(ring) => {
-                let room = (self.cqe() as usize).saturating_sub(ring.len());
-                ring.extend(wcs.iter().take(room));
-                if room < wcs.len() { Err(Overflow) } else { Ok(()) }
+                ring.push_back(*wc);
+                Ok(())
             }
-            Place::None => return Err(Overflowed { first: false }),
+            Place::None => return self.fail(false),
         };
-        store.failed = pushed.is_err();
-        drop(store);
         if pushed.is_err() {
-            self.context.dispatch(AsyncEvent::CqErr(self.cqn));
-            return Err(Overflowed { first: true });
+            return self.fail(true);
         }
-        if self.events.wanted() {
-            self.events.completed(solicited);
-        }
+        self.any = true;
         Ok(())
+    }
+
+    #[cold]
+    fn fail(&mut self, first: bool) -> std::result::Result<(), Overflow> {
+        self.store.failed |= first;
+        self.failed.get_or_insert(Overflowed { first });
+        Err(Overflow)
+    }
+
+    /// Reports what was added; `solicited` if one of them is that, or an error.
+    ///
+    /// # Errors
+    /// `Overflowed` if one was lost: the QP goes to ERR. The first time the event is dispatched, and
+    /// the caller sees to the CQ's other QPs (`Overflowed::first`).
+    #[inline]
+    pub(crate) fn end(self, solicited: bool) -> std::result::Result<(), Overflowed> {
+        let Self { cq, store, any, failed } = self;
+        drop(store);
+        if any && cq.events.wanted() {
+            cq.events.completed(solicited);
+        }
+        match failed {
+            None => Ok(()),
+            Some(overflowed) => {
+                if overflowed.first {
+                    cq.context.dispatch(AsyncEvent::CqErr(cq.cqn));
+                }
+                Err(overflowed)
+            }
+        }
     }
 }
 

@@ -18,8 +18,7 @@ use crate::soft::keys::Mrs;
 /// Most WRs that the locks are held for.
 pub(super) const BURST: usize = 16;
 
-/// Bytes moved after which completions no longer wait for the end of the burst: small WRs are done in
-/// less time than it takes to tell of each.
+/// Bytes of messages after which their completions at the peer no longer wait for more messages.
 const PROMPT: u64 = 2048;
 
 /// What a burst came to.
@@ -36,16 +35,11 @@ impl Done {
     const NOTHING: Self = Self { count: 0, bytes: 0, unusual: true };
 }
 
-/// Completions that wait to be told of together.
-struct Completions {
+/// Completions of the peer's, which wait for the end of the burst: its CQ may be ours, or another's
+/// whose burst waits for ours.
+struct Received {
     wcs: SmallVec<[WorkCompletion; BURST]>,
     solicited: bool,
-}
-
-impl Completions {
-    fn new() -> Self {
-        Self { wcs: SmallVec::new(), solicited: false }
-    }
 }
 
 /// Where the bytes of a WR come from.
@@ -100,9 +94,11 @@ impl Qp {
             sends: responder.takes_messages(),
         };
         let mtu = attr.path_mtu.bytes() as u64;
-        let (mut sent, mut received) = (Completions::new(), Completions::new());
+        let mut received = Received { wcs: SmallVec::new(), solicited: false };
+        // Each can be polled at once. To write them all at the end was tried: the next lock then waits
+        // until the last of them has left the store buffer.
+        let mut sent = cq.as_ref().map(|cq| cq.begin());
         let mut done = Done { count: 0, bytes: 0, unusual: false };
-        let mut untold = 0;
         for wr in wrs.iter().take(BURST) {
             let len = if self.state() == QpState::Rts && peer.is_ready() {
                 self.length_if_usual(wr)
@@ -117,23 +113,28 @@ impl Qp {
                 break;
             };
             psn = psn.plus(packets(len, mtu));
-            self.note_sent(wr, len, &mut sent);
             done.count += 1;
             done.bytes += len;
-            untold += len;
-            if untold >= PROMPT {
-                untold = 0;
-                peer.tell(responder.cq.as_ref(), &mut received);
-                self.tell(cq.as_ref(), &mut sent);
+            if let Some(wc) = self.send_completion(wr, len, WcStatus::Success)
+                && let Some(sent) = &mut sent
+                && sent.push(&wc).is_err()
+            {
+                break;
             }
-            if done.bytes >= PIECE {
+            // What waits must not wait for long.
+            if done.bytes >= if received.wcs.is_empty() { PIECE } else { PROMPT } {
                 break;
             }
         }
         responder.advance(psn);
         *next_psn = psn;
-        peer.tell(responder.cq.as_ref(), &mut received);
-        self.tell(cq.as_ref(), &mut sent);
+        let told = sent.map(|sent| sent.end(false));
+        if let (Some(Err(overflowed)), Some(cq)) = (told, cq) {
+            self.overflowed(cq, overflowed);
+        }
+        if !received.wcs.is_empty() {
+            peer.push_list(responder.cq.as_ref(), &received.wcs, received.solicited);
+        }
         done
     }
 
@@ -165,7 +166,7 @@ impl Qp {
         wr: &SendWr<'_>,
         len: u64,
         allowed: Allowed,
-        received: &mut Completions,
+        received: &mut Received,
         guard: &Guard,
     ) -> bool {
         let mrs = &self.context.mrs;
@@ -239,7 +240,7 @@ impl Qp {
         wr: &SendWr<'_>,
         len: u64,
         data: &Source<'_>,
-        received: &mut Completions,
+        received: &mut Received,
         guard: &Guard,
     ) -> bool {
         if !responder.take_ahead() {
@@ -270,23 +271,5 @@ impl Qp {
         });
         received.solicited |= wr.flags.contains(SendFlags::SOLICITED);
         true
-    }
-
-    /// Keeps the completion of a WR, if it wants one.
-    #[inline]
-    fn note_sent(&self, wr: &SendWr<'_>, len: u64, sent: &mut Completions) {
-        if let Some(wc) = self.send_completion(wr, len, WcStatus::Success) {
-            sent.wcs.push(wc);
-        }
-    }
-
-    /// Tells of the completions of this QP, which has one side locked.
-    #[inline]
-    fn tell(&self, cq: Option<&std::sync::Arc<crate::soft::cq::Cq>>, done: &mut Completions) {
-        if !done.wcs.is_empty() {
-            self.push_list(cq, &done.wcs, done.solicited);
-            done.wcs.clear();
-            done.solicited = false;
-        }
     }
 }
