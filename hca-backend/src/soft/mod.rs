@@ -206,10 +206,13 @@ impl HcaDriver for SoftHca {
         if port != 1 {
             return Err(Error::Invalid("there is one port"));
         }
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let least = links.values().map(|link| link.config().mtu).min_by_key(|mtu| mtu.code());
         Ok(PortAttr {
             state: PortState::Active,
             max_mtu: Mtu::Mtu4096,
-            active_mtu: Mtu::Mtu4096,
+            // What fits everywhere: a consumer does not know which way its packets go.
+            active_mtu: least.unwrap_or(Mtu::Mtu4096),
             max_msg_sz: MAX_MESSAGE as u32,
             gid_tbl_len: self.config.limits.max_gids,
             pkey_tbl_len: 1,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hca_backend::soft::wire::frame::FrameBatch;
+use hca_backend::soft::wire::frame::{FrameBatch, seal};
 use hca_backend::soft::{Config, Limits, Link, LinkConfig, SoftHca};
 use rdma_midlayer::MaySleep;
 use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask, QpCap};
@@ -18,6 +18,9 @@ use rdma_midlayer::types::*;
 use rdma_midlayer::work::*;
 
 use crate::common::{BASE, CqSink, EventLog, INIT, REMOTE_ALL, RTR, RTS, Ram, window};
+
+/// Bytes before and behind the memory of an MR.
+const GUARD: usize = 4096;
 
 /// Random numbers from a seed (splitmix64).
 #[derive(Clone)]
@@ -86,6 +89,7 @@ pub struct Station {
     pub send: Arc<CqSink>,
     pub recv: Arc<CqSink>,
     pub memory: UserMemory,
+    ram: Arc<dyn Mapping>,
     pub mr: Arc<dyn MrDriver>,
     pub len: usize,
 }
@@ -219,8 +223,8 @@ impl Net {
             let init = CqInit { cqe: 1 << 20, vector: 0, memory: Some(sink.clone()), events: sink };
             n.context.create_cq(&self.cx, init).unwrap()
         });
-        let ram: Arc<dyn Mapping> = Ram::mapping(memory.len());
-        let whole = || window(&ram, BASE, 0, memory.len());
+        let ram: Arc<dyn Mapping> = Ram::mapping(memory.len() + 2 * GUARD);
+        let whole = || window(&ram, BASE, GUARD, memory.len());
         whole().write(BASE, memory).unwrap();
         let mr = n.pd.reg_mr(&self.cx, whole(), REMOTE_ALL).unwrap();
         let init = QpInit {
@@ -244,10 +248,10 @@ impl Net {
         };
         let qp = n.pd.create_qp(&self.cx, init).unwrap();
         let [send, recv] = sinks;
-        Station { node, qp, send, recv, memory: whole(), mr, len: memory.len() }
+        Station { node, qp, send, recv, memory: whole(), ram, mr, len: memory.len() }
     }
 
-    fn modify(&self, qp: &Arc<dyn QpDriver>, state: QpState, attr: QpAttr, mask: QpAttrMask) {
+    pub fn modify(&self, qp: &Arc<dyn QpDriver>, state: QpState, attr: QpAttr, mask: QpAttrMask) {
         let cur_state = qp.query(&self.cx).unwrap().state;
         let attr = QpAttr { state, cur_state, ..attr };
         qp.modify(&self.cx, &attr, mask | QpAttrMask::STATE).unwrap();
@@ -255,6 +259,11 @@ impl Net {
 
     /// Brings a QP to RTS.
     pub fn connect(&self, a: &Station, b: &Station, attr: QpAttr) {
+        self.connect_to(a, b, attr, QpState::Rts);
+    }
+
+    /// Brings a QP to INIT, RTR or RTS.
+    pub fn connect_to(&self, a: &Station, b: &Station, attr: QpAttr, state: QpState) {
         let attr = QpAttr {
             dest_qpn: b.qp.qpn(),
             ah: AhAttr {
@@ -267,8 +276,12 @@ impl Net {
             ..attr
         };
         self.modify(&a.qp, QpState::Init, attr, INIT | QpAttrMask::QKEY);
-        self.modify(&a.qp, QpState::Rtr, attr, RTR);
-        self.modify(&a.qp, QpState::Rts, attr, RTS);
+        if state != QpState::Init {
+            self.modify(&a.qp, QpState::Rtr, attr, RTR);
+        }
+        if state == QpState::Rts {
+            self.modify(&a.qp, QpState::Rts, attr, RTS);
+        }
     }
 
     /// An address handle at a node to another.
@@ -305,6 +318,15 @@ impl Node {
 }
 
 impl Station {
+    /// Nothing has changed what lies before and behind the MR.
+    pub fn check_guards(&self) {
+        for at in [0, GUARD + self.len] {
+            let mut bytes = [0; GUARD];
+            window(&self.ram, 0, at, GUARD).read(0, &mut bytes).unwrap();
+            assert!(bytes == [0; GUARD], "outside of the MR");
+        }
+    }
+
     pub fn sge(&self, offset: u64, length: u32) -> Sge {
         Sge { addr: BASE + offset, length, lkey: self.mr.lkey() }
     }
@@ -332,4 +354,46 @@ fn mark(frame: &mut [u8]) {
         [0x86, 0xdd] if frame[15] & 0x30 != 0 => frame[15] |= 0x30,
         _ => {}
     }
+}
+
+/// A frame over IPv4 whose transport part (BTH to padding) is `transport`, with a right ICRC.
+pub fn frame(from: &GidEntry, to: &GidEntry, transport: &[u8]) -> Vec<u8> {
+    let udp = 8 + transport.len() + 4;
+    let mut frame = Vec::new();
+    frame.extend(to.mac);
+    frame.extend(from.mac);
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend(((20 + udp) as u16).to_be_bytes());
+    frame.extend([0, 1, 0x40, 0, 64, 17, 0, 0]);
+    frame.extend(&from.gid.0[12..]);
+    frame.extend(&to.gid.0[12..]);
+    let words = frame[14..34].as_chunks::<2>().0;
+    let sum: u32 = words.iter().map(|w| u32::from(u16::from_be_bytes(*w))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    frame.extend([0xc0, 0, 0x12, 0xb7]);
+    frame.extend((udp as u16).to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(transport);
+    frame.extend([0; 4]);
+    seal(&mut frame);
+    frame
+}
+
+/// BTH with the default P_Key, and what follows it, padded.
+pub fn transport(opcode: u8, qpn: Qpn, psn: Psn, ack_req: bool, rest: &[u8]) -> Vec<u8> {
+    let pad = rest.len().wrapping_neg() & 3;
+    let mut bytes = vec![opcode, 0x40 | (pad as u8) << 4, 0xff, 0xff, 0];
+    bytes.extend(&qpn.0.to_be_bytes()[1..]);
+    bytes.push(u8::from(ack_req) << 7);
+    bytes.extend(&psn.get().to_be_bytes()[1..]);
+    bytes.extend(rest);
+    bytes.resize(bytes.len() + pad, 0);
+    bytes
+}
+
+/// An RETH.
+pub fn reth(addr: u64, rkey: RKey, len: u32) -> Vec<u8> {
+    [&addr.to_be_bytes()[..], &rkey.0.to_be_bytes(), &len.to_be_bytes()].concat()
 }

@@ -122,6 +122,7 @@ impl Qp {
             (QpAttrMask::PORT, attr.port != 1, "port"),
             (QpAttrMask::PKEY_INDEX, attr.pkey_index != 0, "P_Key index"),
             (QpAttrMask::AV, !has_gid(), "no GID at the source index"),
+            (QpAttrMask::PATH_MTU, self.exceeds_port(attr), "path MTU over the port's"),
             (QpAttrMask::DEST_QPN, attr.dest_qpn.0 >= 1 << 24, "destination QPN"),
             (QpAttrMask::TIMEOUT, attr.timeout > 31, "time-out"),
             (QpAttrMask::RETRY_CNT, attr.retry_cnt > 7, "retry count"),

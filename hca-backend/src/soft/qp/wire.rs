@@ -158,6 +158,13 @@ impl Qp {
         !wire.state.is_empty() || self.is_remote(dest.unwrap_or(r.attr.ah.dgid))
     }
 
+    /// Whether packets of a path MTU are too long for the port that they would go through.
+    pub(super) fn exceeds_port(&self, attr: &QpAttr) -> bool {
+        let longest = self.wire.as_ref().map(|wire| wire.link.config().mtu.code());
+        longest
+            .is_some_and(|longest| attr.path_mtu.code() > longest && self.is_remote(attr.ah.dgid))
+    }
+
     fn is_remote(&self, gid: Gid) -> bool {
         let network = &self.context.network;
         network.force_wire() || network.find(gid).is_none()
