@@ -7,6 +7,8 @@ trap 'echo "$0 line $LINENO failed: $BASH_COMMAND"' ERR
 
 # Where servers listen: ibv_rc_pingpong and perftest have the same default.
 readonly RDMA_PORT_HEX=4853
+# udpong's port, 7174.
+readonly UDPONG_PORT_HEX=1C06
 
 # gid_index DEVICE: the first RoCEv2 GID made of an IPv4 address.
 gid_index() {
@@ -91,6 +93,67 @@ pair_once() {
         timeout 90 "$@" "${!address}" > /tmp/output 2>&1 || status=$?
     fi
     return "$status"
+}
+
+# wait_cm_listening PID: waits until the connection manager has a listener (or udpong its UDP port, or
+# mckey has joined its group), or the program has ended.
+wait_cm_listening() {
+    local try
+    for ((try = 0; try < 200; try++)); do
+        rdma resource show cm_id 2> /dev/null | grep -q LISTEN && return 0
+        grep -qsi ":$UDPONG_PORT_HEX " /proc/net/udp /proc/net/udp6 && return 0
+        grep -q 'mckey: joined' /tmp/output && return 0
+        kill -0 "$1" 2> /dev/null || return 1
+        sleep 0.1
+    done
+    return 1
+}
+
+# cm_pair NAME SERVER-COMMAND CLIENT-COMMAND: likewise for programs that meet by the connection
+# manager. The commands are words for the shell. A server that does not end by itself is one that
+# begins with `forever`, and is ended when the client has.
+cm_pair() {
+    local name=$1 server=$2 client=$3 status=0 pid
+    if [[ $GUEST_INDEX == 0 ]]; then
+        # shellcheck disable=SC2086 # these are words
+        timeout 90 stdbuf -oL ${server#forever } > /tmp/output 2>&1 &
+        pid=$!
+        wait_cm_listening "$pid" || true
+        lab-barrier "$name-start"
+        [[ $server == forever* ]] || wait "$pid" || status=$?
+    else
+        lab-barrier "$name-start"
+        # shellcheck disable=SC2086
+        timeout 90 stdbuf -oL $client > /tmp/output 2>&1 || status=$?
+    fi
+    lab-barrier "$name-end"
+    if [[ $GUEST_INDEX == 0 && $server == forever* ]]; then
+        kill "$pid" 2> /dev/null || true
+        wait "$pid" 2> /dev/null || true
+    fi
+    return "$status"
+}
+
+# try NAME COMMAND...: runs a command, counts whether it succeeded, and goes on. With `verdict` at the
+# end of the script.
+tried=0 failures=()
+try() {
+    local name=$1 status=0 begun=$EPOCHREALTIME
+    shift
+    "$@" || status=$?
+    tried=$((tried + 1))
+    if [[ $status == 0 ]]; then
+        echo "ok      $name ($(((${EPOCHREALTIME/./} - ${begun/./}) / 1000)) ms)"
+    else
+        echo "FAILED  $name: status $status"
+        tail -n 12 /tmp/output
+        failures+=("$name")
+    fi
+}
+
+verdict() {
+    echo "programs: $((tried - ${#failures[@]})) ok, ${#failures[@]} failed ${failures[*]}"
+    [[ ${#failures[@]} == 0 ]]
 }
 
 # counter DEVICE NAME: one of the device's hardware counters; 0 for a device that lacks it.
