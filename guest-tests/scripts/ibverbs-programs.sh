@@ -44,14 +44,21 @@ pingpong rc_pingpong-events ibv_rc_pingpong -n 100 -c -e
 pingpong rc_pingpong-new-send ibv_rc_pingpong -n 100 -c -N
 pingpong rc_pingpong-timestamps ibv_rc_pingpong -n 100 -c -t
 pingpong uc_pingpong ibv_uc_pingpong -n 100 -c
+pingpong uc_pingpong-events ibv_uc_pingpong -n 100 -c -e
 pingpong ud_pingpong ibv_ud_pingpong -n 100 -c -s 2048
+pingpong ud_pingpong-events ibv_ud_pingpong -n 100 -c -s 2048 -e
 pingpong srq_pingpong ibv_srq_pingpong -n 100 -c
 pingpong srq_pingpong-events ibv_srq_pingpong -n 100 -c -e -q 4
-pingpong xsrq_pingpong ibv_xsrq_pingpong -n 20
-pingpong xsrq_pingpong-events ibv_xsrq_pingpong -n 20 -e
+
+transports=(RC UC UD)
+if device_says '^[[:space:]]+XRC$'; then
+    transports+=(XRC)
+    pingpong xsrq_pingpong ibv_xsrq_pingpong -n 20
+    pingpong xsrq_pingpong-events ibv_xsrq_pingpong -n 20 -e
+fi
 
 for kind in lat bw; do
-    for transport in RC UC UD XRC; do
+    for transport in "${transports[@]}"; do
         perf send_$kind-$transport ib_send_$kind -c $transport -n 100 -s 1024
         [[ $transport == UD ]] || perf write_$kind-$transport ib_write_$kind -c $transport -n 100
         [[ $transport == U* ]] || perf read_$kind-$transport ib_read_$kind -c $transport -n 100
@@ -72,6 +79,6 @@ perf read_bw-qps ib_read_bw -n 200 -s 4096 -q 16
 perf write_bw-both-ways ib_write_bw -n 200 -s 4096 -b
 perf send_bw-both-ways-UD ib_send_bw -n 200 -s 1024 -b -c UD
 perf write_bw-lists ib_write_bw -n 256 -s 64 -l 16
+perf write_bw-large ib_write_bw -n 5 -s 8388608
 perf send_bw-many-mrs ib_send_bw -n 200 -s 4096 -q 4 --mr_per_qp
-perf write_bw-all-sizes ib_write_bw -n 5 -a
 verdict

@@ -7,8 +7,6 @@ trap 'echo "$0 line $LINENO failed: $BASH_COMMAND"' ERR
 
 # Where servers listen: ibv_rc_pingpong and perftest have the same default.
 readonly RDMA_PORT_HEX=4853
-# udpong's port, 7174.
-readonly UDPONG_PORT_HEX=1C06
 
 # gid_index DEVICE: the first RoCEv2 GID made of an IPv4 address.
 gid_index() {
@@ -95,13 +93,12 @@ pair_once() {
     return "$status"
 }
 
-# wait_cm_listening PID: waits until the connection manager has a listener (or udpong its UDP port, or
-# mckey has joined its group), or the program has ended.
+# wait_cm_listening PID: waits until the connection manager has a listener (or mckey has joined its
+# group), or the program has ended.
 wait_cm_listening() {
     local try
     for ((try = 0; try < 200; try++)); do
         rdma resource show cm_id 2> /dev/null | grep -q LISTEN && return 0
-        grep -qsi ":$UDPONG_PORT_HEX " /proc/net/udp /proc/net/udp6 && return 0
         grep -q 'mckey: joined' /tmp/output && return 0
         kill -0 "$1" 2> /dev/null || return 1
         sleep 0.1
@@ -154,6 +151,11 @@ try() {
 verdict() {
     echo "programs: $((tried - ${#failures[@]})) ok, ${#failures[@]} failed ${failures[*]}"
     [[ ${#failures[@]} == 0 ]]
+}
+
+# device_says TEXT: whether ibv_devinfo -v has a line with that (an extended regular expression).
+device_says() {
+    ibv_devinfo -v -d "$RDMA_DEVICE" | grep -qE "$1"
 }
 
 # counter DEVICE NAME: one of the device's hardware counters; 0 for a device that lacks it.

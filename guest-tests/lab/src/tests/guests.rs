@@ -29,7 +29,7 @@ pub fn tests() -> Vec<Test> {
             ("pingpong", "pingpong.sh"),
             ("verifier", "verify.sh"),
             ("perftest", "perftest.sh"),
-            ("transports_and_connection_manager", "transports.sh"),
+            ("rdmacm_programs", "rdmacm-programs.sh"),
             ("polling_needs_no_kicks", "kicks.sh"),
             ("kernel_verbs", "kernel-verbs.sh"),
             ("a_hostile_process_is_refused", "hostile-process.sh"),
@@ -37,6 +37,10 @@ pub fn tests() -> Vec<Test> {
         ] {
             tests.push(script(format!("vm_{name}_{kind}"), two.clone(), file, &[]));
         }
+        let programs = format!("vm_ibverbs_programs_{kind}");
+        let programs = script(programs, two.clone(), "ibverbs-programs.sh", &[]);
+        // Two minutes under emulation, and the same programs.
+        tests.push(if kind == Kind::Qemu { programs.long() } else { programs });
         let without = Shape { rdma: false, ..two.clone() };
         let rxe = &["rxe", "--max-length", "5000"];
         tests.push(script(format!("vm_verifier_rxe_{kind}"), without, "verify.sh", rxe).long());
