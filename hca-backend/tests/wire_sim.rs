@@ -156,7 +156,7 @@ impl Sim {
         let count = self.rng.between(1, 40);
         let mut flow = Flow { from, to, qp_type, ops: Vec::new(), posted: 0, received: 0 };
         // A word at the receiver for all atomics of the flow.
-        let word = self.place(to, 8).unwrap_or(0);
+        let Some(word) = self.place(to, 8) else { return };
         for _ in 0..count {
             if let Some(op) = self.plan(&flow, mtu, word) {
                 flow.ops.push(op);
@@ -378,6 +378,13 @@ impl Sim {
     }
 
     fn state(&self) -> Vec<String> {
+        if std::env::var_os("WIRE_SIM_SEED").is_some() {
+            eprintln!("{:?}", self.net.conditions);
+            for flow in &self.flows {
+                eprintln!("{:?} {} to {}", flow.qp_type, flow.from, flow.to);
+                flow.ops.iter().enumerate().for_each(|op| eprintln!("  {op:?}"));
+            }
+        }
         let state = |flow: &Flow| {
             let (from, to) = (&self.stations[flow.from], &self.stations[flow.to]);
             format!(
@@ -412,7 +419,7 @@ impl Sim {
             if !broken.contains(&index) && !unreliable {
                 let bytes = station.bytes();
                 let differs = bytes.iter().zip(&self.expected[index]).position(|(a, b)| a != b);
-                assert_eq!(differs, None, "memory of station {index} differs");
+                assert_eq!(differs, None, "memory of station {index} differs: {:?}", self.state());
             }
         }
         for node in &self.net.nodes {

@@ -157,6 +157,7 @@ impl Wires {
                 };
                 lines.push(format!("network {network}, {who}: {counters:?}"));
             }
+            lines.extend(place.wire.report());
         }
         lines
     }

@@ -361,9 +361,24 @@ impl Core for Link {
         self.next_deadline()
     }
 
+    fn report(&self) -> Vec<String> {
+        let name = &self.config.name;
+        let port = format!("{name}, RoCE: {}", line(self.counters()));
+        let qps = self.qp_counters().into_iter();
+        let of_qp =
+            |qp: QpCounts| format!("{name}, {}, QP {}: {}", qp.tenant, qp.qpn, line(qp.counts));
+        std::iter::once(port).chain(qps.map(of_qp)).collect()
+    }
+
     fn set_waker(&self, waker: Arc<dyn Waker>) {
         self.set_waker(waker);
     }
+}
+
+/// Counts in one line, without those that are 0.
+fn line(counts: Vec<(&'static str, u64)>) -> String {
+    let some = counts.into_iter().filter(|(_, count)| *count > 0);
+    some.map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }
 
 impl Armed {

@@ -37,6 +37,14 @@ pub fn tests() -> Vec<Test> {
         }),
         Test::new("provider_rings_lose_no_doorbell", provider_rings),
     ];
+    tests.push(
+        Test::new("wire_simulation_of_ten_thousand_networks", |bench| {
+            let wire = ["test", "-p", "hca-backend", "--test", "wire_sim", "--"];
+            bench.cargo(&[&wire[..], &["--include-ignored"]].concat())
+        })
+        .long(),
+    );
+    tests.push(Test::new("wire_fuzz_for_minutes", wire_fuzz).long());
     for (name, module) in [
         ("module_builds_6_1", ModuleFor::Debian(Release::V6_1)),
         ("module_builds_6_12", ModuleFor::Debian(Release::V6_12)),
@@ -60,6 +68,14 @@ impl Bench {
     fn cargo(&self, arguments: &[&str]) -> Result<()> {
         run_logged(cargo().args(arguments), &self.log)
     }
+}
+
+/// Packets that should not have been sent, two minutes each.
+fn wire_fuzz(bench: &Bench) -> Result<()> {
+    let mut command = cargo();
+    command.env("WIRE_FUZZ_SECONDS", "120");
+    command.args(["test", "-p", "hca-backend", "--test", "wire_fuzz"]);
+    run_logged(&mut command, &bench.log)
 }
 
 fn unit_nextest(bench: &Bench) -> Result<()> {

@@ -37,6 +37,9 @@ pub trait Core: Send + Sync {
     /// When it is to be asked again at the latest.
     fn next_deadline(&self) -> Option<Instant>;
 
+    /// What it counted, in lines for the log.
+    fn report(&self) -> Vec<String>;
+
     /// Whom to tell when there is something to send, or a nearer deadline, while nobody asks.
     fn set_waker(&self, waker: Arc<dyn Waker>);
 }
@@ -93,6 +96,11 @@ impl Wire {
     pub fn remove_core(&self, core: &Arc<dyn Core>) {
         let mut cores = locked(&self.cores);
         *cores = cores.iter().filter(|c| !Arc::ptr_eq(c, core)).cloned().collect();
+    }
+
+    /// What the HCAs counted, in lines for the log.
+    pub fn report(&self) -> Vec<String> {
+        locked(&self.cores).iter().flat_map(|core| core.report()).collect()
     }
 
     /// Sends what the HCAs have to send. Whether there was anything.
