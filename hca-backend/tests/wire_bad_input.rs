@@ -141,6 +141,32 @@ fn a_packet_from_another_address_than_the_peers_is_dropped() {
 }
 
 #[test]
+fn a_packet_from_outside_with_the_address_of_a_device_inside_is_dropped() {
+    // QPs of one daemon: what they say to each other never comes from outside.
+    let mut scene = Scene::new(QpType::Rc);
+    let node = &scene.net.nodes[1];
+    let inside = gid_entry(0, false);
+    node.context.add_gid(&scene.net.cx, 1, &inside).unwrap();
+    let bad = scene.packet(SEND_ONLY, EPSN, b"mine");
+    scene.is_dropped(&bad, "spoofed");
+}
+
+#[test]
+fn a_packet_in_another_vlan_is_not_for_the_device() {
+    let mut scene = Scene::new(QpType::Rc);
+    let mut tagged = scene.packet(SEND_ONLY, EPSN, b"tagged");
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    let before = scene.count("rcvd_pkts");
+    assert_eq!(scene.give(&tagged), []);
+    assert_eq!(scene.count("rcvd_pkts"), before);
+    scene.untouched();
+    // A tag without a VLAN carries a priority only.
+    let mut priority = scene.packet(SEND_ONLY, EPSN, b"first");
+    priority.splice(12..12, [0x81, 0, 0xe0, 0]);
+    assert_eq!(scene.give(&priority), [(ACK, EPSN, 0x1f)]);
+}
+
+#[test]
 fn a_packet_of_another_transport_is_dropped() {
     let mut scene = Scene::new(QpType::Rc);
     let bad = scene.packet(0x20 | SEND_ONLY, EPSN, b"of UC");

@@ -105,6 +105,11 @@ impl Context {
         all.filter(|qp| qp.counts.iter().any(|(_, count)| *count > 0)).collect()
     }
 
+    /// Whether a packet for a GID, in a VLAN or none, is for this context. Never sleeps.
+    pub(crate) fn answers_to(&self, gid: Gid, vlan: Option<u16>) -> bool {
+        self.gids.lock().iter().flatten().any(|entry| entry.gid == gid && entry.vlan == vlan)
+    }
+
     /// All of the table.
     pub(crate) fn gid_entries(&self) -> Vec<GidEntry> {
         self.gids.lock().iter().flatten().copied().collect()

@@ -123,7 +123,7 @@ impl Link {
 
     /// Takes an Ethernet frame (without FCS), which may have a VLAN tag.
     pub fn handle_frame(&self, now: Instant, frame: &[u8]) -> Handled {
-        self.take_in(now, frame, &rcu::enter())
+        self.take_in(now, frame, true, &rcu::enter())
     }
 
     /// Appends frames until the batch is full, or nothing is to be sent now. Returns how many. Whoever
@@ -148,7 +148,7 @@ impl Link {
             let out = (&mut *batch, &mut local, &mut identification as &mut dyn FnMut() -> u16);
             qp.wire_transmit(now, self, out, PACKETS_A_TURN, &guard);
             for frame in local.iter() {
-                self.take_in(now, frame, &guard);
+                self.take_in(now, frame, false, &guard);
             }
             local.clear();
         }
@@ -301,7 +301,7 @@ impl Link {
         }
     }
 
-    fn take_in(&self, now: Instant, frame: &[u8], guard: &Guard) -> Handled {
+    fn take_in(&self, now: Instant, frame: &[u8], from_outside: bool, guard: &Guard) -> Handled {
         let datagram = match Datagram::parse(frame) {
             Ok(datagram) => datagram,
             Err(NotRoce::Other) => return Handled::NotOurs,
@@ -310,8 +310,16 @@ impl Link {
                 return Handled::Taken;
             }
         };
-        let context = self.network().and_then(|network| network.find(datagram.dest));
-        let Some(context) = context else { return Handled::NotOurs };
+        let Some(network) = self.network() else { return Handled::NotOurs };
+        let context = network.find(datagram.dest);
+        let Some(context) = context.filter(|c| c.answers_to(datagram.dest, datagram.vlan)) else {
+            return Handled::NotOurs;
+        };
+        // The devices behind the link send no packets by way of the port.
+        if from_outside && network.find(datagram.source).is_some() {
+            self.counters.spoofed.inc();
+            return Handled::Taken;
+        }
         if !datagram.icrc_is_right() {
             self.counters.icrc_err.inc();
             return Handled::Taken;
