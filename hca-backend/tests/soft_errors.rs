@@ -224,7 +224,7 @@ fn a_wr_that_no_transport_has_is_refused_at_once() {
     let good = a.wr(1, WrOpcode::Send, &[], &b, 0);
     for wr in [
         SendWr { opcode: WrOpcode::BindMw, ..good },
-        SendWr { opcode: WrOpcode::LocalInv, ..good },
+        SendWr { opcode: WrOpcode::LocalInv, data: SendData::Sges(&too_many[..1]), ..good },
         SendWr { data: SendData::Sges(&too_many), ..good },
         SendWr { data: SendData::Inline(&inline), ..good },
         SendWr { data: SendData::Inline(&inline[..8]), opcode: WrOpcode::RdmaRead, ..good },

@@ -56,6 +56,16 @@ pub struct DeviceAttr {
     pub max_ah: u32,
     /// Pages in a fast registration.
     pub max_fast_reg_page_list_len: u32,
+    /// Multicast groups.
+    pub max_mcast_grp: u32,
+    /// QPs in one group.
+    pub max_mcast_qp_attach: u32,
+    /// QPs in all groups together.
+    pub max_total_mcast_qp_attach: u32,
+    /// XRC domains of a context.
+    pub max_xrcd: u32,
+    /// `LKey::LOCAL_DMA` is a key.
+    pub local_dma_lkey: bool,
     /// 0: no atomics; 1: atomic among the QPs of this device; 2: with the whole system.
     pub atomic_cap: u32,
     /// P_Keys of the port.

@@ -81,6 +81,12 @@ pub trait ContextDriver: Any + Send + Sync {
         Err(Error::Unsupported("XRC"))
     }
 
+    /// What `LKey::LOCAL_DMA` stands for in the work requests of privileged QPs: memory that appears
+    /// at several places, or nothing. Returns when nothing touches what it stood for. May sleep.
+    fn set_dma_memory(&self, _cx: &MaySleep, _memory: Option<UserMemory>) -> Result<()> {
+        Err(Error::Unsupported("local_dma_lkey"))
+    }
+
     /// Stops the tenant: when it returns, no memory of the tenant's is read or written any more, by
     /// its own work requests or by a peer's, and none of its CQs or receive sources is called. Work
     /// stays queued; peers see packets lost (time-outs and retries as for a cut cable). May sleep.

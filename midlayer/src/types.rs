@@ -84,6 +84,12 @@ impl fmt::Display for Gid {
     }
 }
 
+impl LKey {
+    /// All memory that the consumer can use for DMA, in the work requests of privileged QPs
+    /// (`local_dma_lkey`); what that is says `Context::set_dma_memory`.
+    pub const LOCAL_DMA: Self = Self(1);
+}
+
 /// Access rights (IBA 10.6.3), as a set. Local read is always allowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Access(pub u32);

@@ -48,7 +48,8 @@ pub enum SendData<'a> {
     Sges(&'a [Sge]),
     /// Here; read before `post_send` returns.
     Inline(&'a [u8]),
-    /// REG_MR: what to put behind the key of an MR of `alloc_mr`.
+    /// REG_MR: what to put behind the key of an MR of `alloc_mr`. With no SGEs instead of this, it fails
+    /// in its turn: the consumer could not make out the memory.
     Reg(&'a RegMr),
     /// BIND_MW: what a memory window of type 2 shows.
     Bind(&'a MwBind),

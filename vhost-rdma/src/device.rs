@@ -106,7 +106,8 @@ pub struct Device {
     first_worker: usize,
     gate: Arc<Gate>,
     kicks: Arc<Kicks>,
-    memory: RwLock<GuestMemory>,
+    /// Locked for the time of a copy only.
+    memory: Arc<RwLock<GuestMemory>>,
     hca: Mutex<HcaState>,
     control: Mutex<ControlState>,
     rings: Mutex<Rings>,
@@ -144,7 +145,7 @@ impl Device {
             events: Arc::new(EventQueue::new(gate.clone())),
             gate,
             kicks: Arc::default(),
-            memory: RwLock::default(),
+            memory: Arc::default(),
             hca: Mutex::default(),
             control: Mutex::default(),
             rings: Mutex::default(),
@@ -202,6 +203,19 @@ impl Device {
     /// The VM's memory as it is now.
     pub fn memory(&self) -> GuestMemory {
         self.memory.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The VM's memory as it is at any time.
+    pub fn shared_memory(&self) -> &Arc<RwLock<GuestMemory>> {
+        &self.memory
+    }
+
+    fn replace_memory(&self, new: GuestMemory) {
+        let mut now = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *now, new);
+        // To unmap takes time: workers that look meanwhile need not wait.
+        drop(now);
+        drop(old);
     }
 
     /// The HCA, while there is one.
@@ -375,7 +389,7 @@ impl Device {
                 region.guest_start()
             );
         }
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
+        self.replace_memory(new.clone());
         if let Some(session) = &mut control.session {
             session.memory_changed(cx, &new);
         }
@@ -415,7 +429,7 @@ impl Device {
         for vector in 0..usize::from(self.config.vectors) {
             self.set_kick(vector, None);
         }
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = GuestMemory::default();
+        self.replace_memory(GuestMemory::default());
         self.broken.store(false, Ordering::Relaxed);
     }
 

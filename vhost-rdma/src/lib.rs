@@ -22,6 +22,7 @@ pub mod device;
 pub mod door;
 pub mod doorbell;
 pub mod events;
+pub mod fast;
 pub mod hca;
 pub mod management;
 pub mod mapping;

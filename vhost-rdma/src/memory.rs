@@ -129,6 +129,32 @@ impl GuestMemory {
             .map_err(|_| PageListError::BadAddress(address))
     }
 
+    /// As `resolve`, of addresses that are at hand: exactly the pages that `offset` and `length` need.
+    pub fn resolve_array(
+        &self,
+        pages: impl ExactSizeIterator<Item = u64>,
+        page_shift: u8,
+        start: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<UserMemory, PageListError> {
+        let shift = u32::from(page_shift);
+        let count = pages.len() as u64;
+        let page = 1u64.checked_shl(shift).ok_or(PageListError::Malformed)?;
+        let end = offset.checked_add(length).ok_or(PageListError::Malformed)?;
+        let sound = (12..=30).contains(&shift)
+            && length > 0
+            && offset < page
+            && end.div_ceil(page) == count;
+        if !sound {
+            return Err(PageListError::Malformed);
+        }
+        let mut runs = Builder::new(pages.len());
+        let mut walk = Walk { memory: self, shift, left: count, region: None, runs: &mut runs };
+        pages.into_iter().try_for_each(|address| walk.page(address))?;
+        runs.finish(start, length, offset, Some(page_shift)).map_err(|_| PageListError::Malformed)
+    }
+
     /// All of guest memory under its guest-physical addresses, for a DMA MR. `None` if there is none.
     pub fn all(&self) -> Option<UserMemory> {
         let places = self.regions.iter().map(|region| {

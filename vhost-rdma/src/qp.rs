@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use rdma_midlayer::driver::{MalformedWqe, RecvSource, SendReady, Taken};
 use rdma_midlayer::memory::UserMemory;
-use rdma_midlayer::types::{Qpn, RKey};
+use rdma_midlayer::types::{Qpn, RKey, WrOpcode};
 use rdma_midlayer::verbs::Qp;
 use rdma_midlayer::work::{RecvWqe, SendData, SendWr};
 use rdma_midlayer::{Error, Result};
@@ -15,6 +15,7 @@ use rdma_midlayer::{Error, Result};
 use crate::ah::AhCache;
 use crate::device::Gate;
 use crate::doorbell::{self, Machine};
+use crate::fast::{self, FastMrs};
 use crate::ring::recv::RecvRing;
 use crate::ring::send::{Ended, SendBuffer, SendList, SendRing};
 use crate::worker::Worker;
@@ -51,8 +52,16 @@ pub struct QpRings {
     recv_doorbell: AtomicBool,
     empty_takes: AtomicU64,
     path: OnceLock<Weak<QpPath>>,
+    names: Names,
+}
+
+/// Where a QP finds what its WQEs name, other than by keys.
+#[derive(Default)]
+pub struct Names {
     /// Of a QP that sends datagrams.
-    ahs: Option<AhCache>,
+    pub ahs: Option<AhCache>,
+    /// Of a kernel's QP.
+    pub fast: Option<Arc<FastMrs>>,
 }
 
 /// What a turn with a QP came to.
@@ -85,7 +94,7 @@ impl QpRings {
         gate: Arc<Gate>,
         home: Arc<Worker>,
         vector: u16,
-        ahs: Option<AhCache>,
+        names: Names,
     ) -> Arc<Self> {
         Arc::new(Self {
             memory,
@@ -100,7 +109,7 @@ impl QpRings {
             recv_doorbell: AtomicBool::new(false),
             empty_takes: AtomicU64::new(0),
             path: OnceLock::new(),
-            ahs,
+            names,
         })
     }
 
@@ -141,7 +150,7 @@ impl QpPath {
 
     /// Forgets address handles, which would keep the PD.
     pub fn forget_ahs(&self) {
-        self.rings.ahs.iter().for_each(AhCache::clear);
+        self.rings.names.ahs.iter().for_each(AhCache::clear);
     }
 
     /// The midlayer's handle.
@@ -225,7 +234,7 @@ impl QpPath {
                 Some(Ended::Empty) => break,
                 Some(Ended::Full) => continue,
                 // One that is not for a list: its place is next.
-                Some(Ended::Malformed) | None => {}
+                Some(Ended::Apart) | None => {}
             }
             match self.post_next(ring, buffer) {
                 Next::Taken(moved) => {
@@ -248,7 +257,7 @@ impl QpPath {
         buffer: &mut SendBuffer,
         max: usize,
     ) -> (usize, u64, Option<Ended>) {
-        if self.rings.ahs.is_some() {
+        if self.rings.names.ahs.is_some() {
             return (0, 0, None);
         }
         let mut list = SendList::new();
@@ -306,7 +315,8 @@ impl QpPath {
     }
 
     fn post(&self, wr: &SendWr<'_>) -> Result<()> {
-        let posted = match &self.rings.ahs {
+        let posted = match &self.rings.names.ahs {
+            _ if matches!(wr.opcode, WrOpcode::RegMr | WrOpcode::BindMw) => self.post_key(wr),
             None => self.qp.post_send(wr),
             Some(ahs) => self.post_datagram(ahs, wr),
         };
@@ -323,6 +333,24 @@ impl QpPath {
             }
             other => other,
         }
+    }
+
+    /// A WQE that changes a key: its arguments name keys and, in a kernel's QP, an array of pages.
+    #[cold]
+    fn post_key(&self, wr: &SendWr<'_>) -> Result<()> {
+        let args = match wr.data {
+            SendData::Inline(args) => args,
+            _ => &[],
+        };
+        // What makes no sense is left to the HCA to refuse, in order.
+        if wr.opcode == WrOpcode::BindMw {
+            let bind = fast::bind_request(wr.rkey.0, args).ok_or(Error::Invalid("window"))?;
+            return self.qp.post_send(&SendWr { data: SendData::Bind(&bind), ..*wr });
+        }
+        let fast = self.rings.names.fast.as_ref().ok_or(Error::NotPermitted("REG_MR"))?;
+        let request = fast.request(wr.rkey.0, wr.remote_addr, args);
+        let data = request.as_ref().map_or(SendData::Sges(&[]), SendData::Reg);
+        self.qp.post_send(&SendWr { data, ..*wr })
     }
 
     /// A datagram's WQE has the address handle, the peer and its Q_Key where others have the remote

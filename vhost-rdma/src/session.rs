@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::Poller;
-use rdma_midlayer::types::QpState;
-use rdma_midlayer::verbs::{Context, Cq, Mr, Pd, Qp};
+use rdma_midlayer::types::{Access, QpState};
+use rdma_midlayer::verbs::{Context, Cq, Mr, Mw, Pd, Qp};
 use rdma_midlayer::{MaySleep, rcu};
 
 use crate::ah::AhTable;
@@ -17,6 +17,7 @@ use crate::control::{self, Status};
 use crate::cq::CqPath;
 use crate::device::Device;
 use crate::door::{Door, Uar};
+use crate::fast::{FastMr, FastMrs};
 use crate::mapping::Identity;
 use crate::memory::GuestMemory;
 use crate::moderation::Moderator;
@@ -36,10 +37,24 @@ pub struct PdObject {
 pub struct MrObject {
     /// The midlayer's handle.
     pub mr: Arc<Mr>,
-    /// The regions of guest memory that it lies in; none: all that there are (a DMA MR).
-    pub regions: Option<Box<[Identity]>>,
+    /// Where its memory is.
+    pub lies: Lies,
+    /// Its key at first.
+    pub key: u32,
+    /// Its rights.
+    pub access: Access,
     /// Pages that it lists, for the quota.
     pub pages: u64,
+}
+
+/// Where the memory of an MR is.
+pub enum Lies {
+    /// In these regions of guest memory.
+    In(Box<[Identity]>),
+    /// In all that there are (a DMA MR).
+    Everywhere,
+    /// Where the last WR_REG_MR said.
+    Fast(Arc<FastMr>),
 }
 
 /// A completion queue.
@@ -90,6 +105,10 @@ pub struct Session {
     pub pds: HashMap<u32, PdObject>,
     /// MRs by number.
     pub mrs: HashMap<u32, MrObject>,
+    /// Memory windows by number.
+    pub mws: HashMap<u32, Arc<Mw>>,
+    /// The MRs among them that WR_REG_MR is for.
+    pub fast: Arc<FastMrs>,
     /// CQs by number.
     pub cqs: HashMap<u32, CqObject>,
     /// QPs by number.
@@ -105,7 +124,7 @@ pub struct Session {
 
 impl Session {
     /// A driver's new beginning; the door has no UARs yet.
-    pub fn new(context: Arc<Context>, door: Arc<Door>) -> Self {
+    pub fn new(context: Arc<Context>, door: Arc<Door>, fast: Arc<FastMrs>) -> Self {
         door.workers.iter().for_each(|w| w.add_door(door.clone()));
         Self {
             context,
@@ -114,6 +133,8 @@ impl Session {
             uars: HashMap::new(),
             pds: HashMap::new(),
             mrs: HashMap::new(),
+            mws: HashMap::new(),
+            fast,
             cqs: HashMap::new(),
             qps: HashMap::new(),
             srqs: HashMap::new(),
@@ -152,6 +173,11 @@ impl Session {
     /// A number for a new MR.
     pub fn new_mrn(&mut self) -> u32 {
         Self::free_number(&mut self.next_number, &self.mrs)
+    }
+
+    /// A number for a new memory window.
+    pub fn new_mwn(&mut self) -> u32 {
+        Self::free_number(&mut self.next_number, &self.mws)
     }
 
     /// A number for a new UAR.
@@ -252,13 +278,19 @@ impl Session {
     /// with protection errors, QPs go to ERR, CQs overflow. When it returns nothing touches the old
     /// memory. May sleep.
     pub fn memory_changed(&mut self, cx: &MaySleep, memory: &GuestMemory) {
+        // Turns that began with the memory as it was have told by then what they registered.
+        rcu::synchronize(cx);
+        if let Err(e) = self.context.set_dma_memory(cx, memory.all()) {
+            log::debug!("no key for all memory: {e}");
+        }
         for (mrn, object) in &self.mrs {
-            let kept = match &object.regions {
-                Some(regions) if memory.holds(regions) => continue,
-                Some(_) => None,
-                None => memory.all(),
+            let kept = match &object.lies {
+                Lies::In(regions) if memory.holds(regions) => continue,
+                Lies::Fast(fast) if fast.is_held_by(memory) => continue,
+                Lies::In(_) | Lies::Fast(_) => None,
+                Lies::Everywhere => memory.all(),
             };
-            if object.regions.is_some() {
+            if !matches!(object.lies, Lies::Everywhere) {
                 log::warn!("memory of MR {mrn} was removed from the VM");
             }
             if let Err(e) = object.mr.replace_memory(cx, kept) {
@@ -327,6 +359,9 @@ impl Session {
         for moderator in self.moderators.values() {
             let poller = moderator.clone() as Arc<dyn Poller>;
             self.door.workers.iter().for_each(|w| w.remove_poller(&poller));
+        }
+        for (mwn, mw) in self.mws.drain() {
+            log("memory window", mwn, mw.dealloc(cx));
         }
         for (mrn, object) in self.mrs.drain() {
             log("MR", mrn, object.mr.dereg(cx));

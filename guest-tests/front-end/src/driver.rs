@@ -4,7 +4,10 @@
 //! Posting and polling are in `qp.rs` and `cq.rs`.
 
 mod cq;
+mod keys;
 mod srq;
+
+pub use keys::{FastMr, Mw, bind_args};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -50,7 +50,7 @@ mod wr;
 
 pub use command::Status;
 pub use cq::Cq;
-pub use driver::{CqBuffer, Driver, GidEntry, Mr, Pd, QpBuffer};
+pub use driver::{CqBuffer, Driver, FastMr, GidEntry, Mr, Mw, Pd, QpBuffer, bind_args};
 pub use error::{CommandError, Error, PostError};
 pub use mapping::full_fence;
 pub use memory::{Buffer, GuestMemory, PAGE};

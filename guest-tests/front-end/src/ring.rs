@@ -102,6 +102,13 @@ impl WorkRing {
                 map.u64(args + 8).store(swap, Ordering::Relaxed);
                 (wr.flags, 1, 0)
             }
+            Data::Args(args) => {
+                for (n, word) in args.into_iter().enumerate() {
+                    let word_at = at + WQE_SEND_DATA as usize + 8 * n;
+                    map.u64(word_at).store(word, Ordering::Relaxed);
+                }
+                (wr.flags, 0, 0)
+            }
         };
         map.u64(at + 8).store(wr.wr_id, Ordering::Relaxed);
         map.u64(at + 16).store(wr.remote_addr, Ordering::Relaxed);

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Work requests and work completions, as a consumer of verbs sees them.
 
-use virtio_rdma_abi::ring::{self, Cqe, Sge};
+use virtio_rdma_abi::ring::{self, BindMwArgs, Cqe, RegMrArgs, Sge};
 use zerocopy::transmute;
 
 /// Access rights of MRs and QPs.
 pub mod access {
     pub use virtio_rdma_abi::control::{
-        ACCESS_LOCAL_WRITE as LOCAL_WRITE, ACCESS_REMOTE_ATOMIC as REMOTE_ATOMIC,
-        ACCESS_REMOTE_READ as REMOTE_READ, ACCESS_REMOTE_WRITE as REMOTE_WRITE,
+        ACCESS_LOCAL_WRITE as LOCAL_WRITE, ACCESS_MW_BIND as MW_BIND,
+        ACCESS_REMOTE_ATOMIC as REMOTE_ATOMIC, ACCESS_REMOTE_READ as REMOTE_READ,
+        ACCESS_REMOTE_WRITE as REMOTE_WRITE, ACCESS_ZERO_BASED as ZERO_BASED,
     };
     /// Everything that a READ, WRITE or SEND may need.
     pub const ALL: u32 = LOCAL_WRITE | REMOTE_WRITE | REMOTE_READ;
@@ -23,6 +24,8 @@ pub enum Data<'a> {
     Inline(&'a [u8]),
     /// An atomic: where the old value goes, and the operands (compare or add, swap).
     Atomic(&'a Sge, u64, u64),
+    /// No data: the arguments of a change of a key, or of a flush.
+    Args([u64; 4]),
 }
 
 /// A send work request: `ibv_send_wr`.
@@ -87,6 +90,29 @@ impl<'a> SendWr<'a> {
     pub fn datagram(wr_id: u64, sges: &'a [Sge], (ah, qpn, qkey): (u32, u32, u32)) -> Self {
         let wr = Self::new(wr_id, ring::WR_SEND, sges);
         wr.remote((u64::from(ah) | u64::from(qpn) << 32, qkey))
+    }
+
+    /// REG_MR: memory behind a key, from the address `iova` on.
+    pub fn reg_mr(wr_id: u64, key: u32, iova: u64, args: RegMrArgs) -> Self {
+        let wr = Self::new(wr_id, ring::WR_REG_MR, &[]).remote((iova, key));
+        Self { data: Data::Args(transmute!(args)), ..wr }
+    }
+
+    /// BIND_MW: a window gets the key `rkey`.
+    pub fn bind_mw(wr_id: u64, rkey: u32, args: BindMwArgs) -> Self {
+        let wr = Self::new(wr_id, ring::WR_BIND_MW, &[]).remote((0, rkey));
+        Self { data: Data::Args(transmute!(args)), ..wr }
+    }
+
+    /// LOCAL_INV of a key.
+    pub fn local_inv(wr_id: u64, key: u32) -> Self {
+        Self::new(wr_id, ring::WR_LOCAL_INV, &[]).remote((0, key))
+    }
+
+    /// SEND that takes away a key of the peer's.
+    pub fn send_with_inv(wr_id: u64, sges: &'a [Sge], rkey: u32) -> Self {
+        // `imm` is kept as a number of immediate data, a key is none.
+        Self { imm: rkey.swap_bytes(), ..Self::new(wr_id, ring::WR_SEND_WITH_INV, sges) }
     }
 
     /// With immediate data: a SEND or RDMA WRITE becomes one with immediate.
@@ -178,6 +204,11 @@ impl Wc {
             timestamp: cqe.timestamp.get(),
             wall_clock: cqe.wall_clock.get(),
         }
+    }
+
+    /// The key that was invalidated; valid with `CQE_WITH_INV`.
+    pub fn invalidated(&self) -> u32 {
+        self.imm.swap_bytes()
     }
 
     /// Of a send queue; else of a receive queue.

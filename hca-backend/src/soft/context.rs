@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rdma_midlayer::attr::{AhAttr, GidEntry};
 use rdma_midlayer::driver::{
-    AhDriver, AsyncEvent, ContextDriver, ContextInit, CqDriver, CqInit, EventSink, MrDriver,
-    PdDriver, QpDriver, QpInit, SrqDriver, SrqInit,
+    AhDriver, AsyncEvent, ContextDriver, ContextInit, CqDriver, CqInit, EventSink, FmrAttr,
+    FmrDriver, MrDriver, MwDriver, PdDriver, QpDriver, QpInit, SrqDriver, SrqInit,
 };
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::{self, Table};
-use rdma_midlayer::types::{Access, Cqn, Gid, QpType, Qpn, Srqn};
+use rdma_midlayer::types::{Access, Cqn, Gid, MwType, QpType, Qpn, Srqn};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::Limits;
@@ -23,6 +23,7 @@ use super::network::Network;
 use super::numbers::{NumberPool, Reuse};
 use super::poller::SoftPoller;
 use super::qp::{GSI_QPN, Qp};
+use super::rebound::{FastMr, Fmr, Mw};
 use super::spin::SpinLock;
 use super::srq::Srq;
 
@@ -218,6 +219,11 @@ impl ContextDriver for Context {
         Ok(cq)
     }
 
+    fn set_dma_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
+        self.mrs.set_dma(cx, memory);
+        Ok(())
+    }
+
     fn suspend(&self, cx: &MaySleep) -> Result<()> {
         self.suspended.store(true, Ordering::Release);
         rcu::synchronize(cx);
@@ -298,6 +304,23 @@ impl PdDriver for Pd {
         }
         qp.attach();
         Ok(qp)
+    }
+
+    fn alloc_mr(&self, _cx: &MaySleep, _max_pages: u32) -> Result<Arc<dyn MrDriver>> {
+        Ok(Arc::new(FastMr::new(self.context.clone(), self.number)?))
+    }
+
+    fn alloc_mw(&self, _cx: &MaySleep, mw_type: MwType) -> Result<Arc<dyn MwDriver>> {
+        Ok(Arc::new(Mw::new(self.context.clone(), self.number, mw_type)?))
+    }
+
+    fn alloc_fmr(
+        &self,
+        _cx: &MaySleep,
+        attr: FmrAttr,
+        access: Access,
+    ) -> Result<Arc<dyn FmrDriver>> {
+        Ok(Arc::new(Fmr::new(self.context.clone(), self.number, attr, access)?))
     }
 
     fn create_ah(&self, attr: &AhAttr) -> Result<Arc<dyn AhDriver>> {

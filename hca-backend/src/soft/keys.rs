@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Memory regions and their keys. A key is the MR's number and random bits; look-up is an index and a
-//! comparison, without a lock.
+//! comparison, without a lock. What is behind a key that work requests change is in `rebind`.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rdma_midlayer::driver::{MrChange, MrDriver, own_any};
 use rdma_midlayer::memory::{Span, UserMemory};
 use rdma_midlayer::rcu::{Guard, Table};
-use rdma_midlayer::types::{Access, LKey, RKey};
-use rdma_midlayer::work::Sge;
+use rdma_midlayer::types::{Access, LKey, MwType, RKey};
+use rdma_midlayer::work::{MwBind, RegMr, Sge};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::{Context, Pd};
 use super::numbers::{NumberPool, Reuse};
+use super::rebind::{BindFault, Draining, Found, Kind, Part, Rebind, User, new_generation};
 
 /// Low bits of a key that can't be guessed from other keys; the number is above them.
 const RANDOM_BITS: u32 = 12;
@@ -28,6 +29,8 @@ struct Entry {
     pd: u32,
     access: Access,
     memory: Memory,
+    /// Another one whenever the memory is: a window knows its MR by it.
+    generation: u64,
 }
 
 /// What is behind a key.
@@ -38,6 +41,49 @@ pub(crate) enum Memory {
     One(UserMemory),
     /// Several, with holes between them: all that a consumer can use for DMA.
     Regions(Box<[UserMemory]>),
+    /// What work requests put there. Such an entry's own key is none.
+    Rebind(Arc<Rebind>),
+}
+
+/// Memory that a key was found to allow the use of, for as long as this lives.
+pub(crate) enum Held<'g> {
+    /// Of a plain MR.
+    Plain(&'g UserMemory),
+    /// Counted.
+    Counted(Arc<UserMemory>),
+    /// Through a window, which is counted.
+    Window(&'g UserMemory, #[allow(dead_code, reason = "counts the user")] Arc<Part>),
+    /// Through a window, both counted.
+    CountedWindow(Arc<UserMemory>, #[allow(dead_code, reason = "counts the user")] Arc<Part>),
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = UserMemory;
+
+    #[inline]
+    fn deref(&self) -> &UserMemory {
+        match self {
+            Self::Plain(memory) | Self::Window(memory, _) => memory,
+            Self::Counted(memory) | Self::CountedWindow(memory, _) => memory,
+        }
+    }
+}
+
+/// Whose keys count, and how the memory is to be used.
+#[derive(Clone, Copy)]
+pub(crate) struct Use {
+    pub(crate) pd: u32,
+    /// The QP's number for ever.
+    pub(crate) qp: u64,
+    /// Of a kernel: `LKey::LOCAL_DMA` is a key.
+    pub(crate) privileged: bool,
+    pub(crate) access: Access,
+}
+
+impl Use {
+    fn user(&self) -> User {
+        User { pd: self.pd, qp: self.qp }
+    }
 }
 
 impl Entry {
@@ -50,7 +96,7 @@ impl Entry {
         match &self.memory {
             Memory::One(memory) => Some(memory).filter(|memory| memory.contains(addr, len)),
             Memory::Regions(regions) => regions.iter().find(|memory| memory.contains(addr, len)),
-            Memory::None => None,
+            Memory::None | Memory::Rebind(_) => None,
         }
     }
 }
@@ -61,6 +107,8 @@ pub(crate) struct Mrs {
     numbers: Mutex<NumberPool>,
     random: RandomState,
     count: AtomicU64,
+    /// What `LKey::LOCAL_DMA` stands for.
+    dma: Table<UserMemory>,
 }
 
 impl Mrs {
@@ -71,6 +119,7 @@ impl Mrs {
             numbers: Mutex::new(NumberPool::new(1, max, Reuse::Early)),
             random: RandomState::new(),
             count: AtomicU64::new(0),
+            dma: Table::new(1),
         }
     }
 
@@ -79,7 +128,7 @@ impl Mrs {
         self.table.get((key >> RANDOM_BITS) as usize, guard).filter(|e| e.key == key)
     }
 
-    /// As `local` and `remote`, of memory that lies together in the host. `None` also if it does not.
+    /// As `local` and `remote`, of a plain MR's memory that lies together in the host. `None` also if it does not.
     #[inline]
     pub(crate) fn span<'g>(
         &self,
@@ -103,28 +152,173 @@ impl Mrs {
     /// The memory that an SGE names, if its first `len` bytes may be used so. Never sleeps.
     #[inline]
     pub(crate) fn local<'g>(
-        &self,
+        &'g self,
         sge: &Sge,
         len: u64,
-        pd: u32,
-        access: Access,
+        of: &Use,
         guard: &'g Guard,
-    ) -> Option<&'g UserMemory> {
-        self.entry(sge.lkey.0, guard)?.check(pd, access, sge.addr, len)
+    ) -> Option<Held<'g>> {
+        match self.entry(sge.lkey.0, guard) {
+            Some(entry) => entry.check(of.pd, of.access, sge.addr, len).map(Held::Plain),
+            None => self.local_otherwise(sge, len, of, guard),
+        }
     }
 
-    /// The memory that a peer names, if it may use it so. Never sleeps.
+    #[cold]
+    fn local_otherwise<'g>(
+        &'g self,
+        sge: &Sge,
+        len: u64,
+        of: &Use,
+        guard: &'g Guard,
+    ) -> Option<Held<'g>> {
+        if sge.lkey == LKey::LOCAL_DMA {
+            let dma = self.dma.get(0, guard).filter(|_| of.privileged)?;
+            return dma.contains(sge.addr, len).then_some(Held::Plain(dma));
+        }
+        let rebind = self.rebind(sge.lkey.0, guard)?;
+        match rebind.find(sge.lkey.0, of.user(), of.access, sge.addr, len)? {
+            Found::Memory(memory) => Some(Held::Counted(memory)),
+            // A window is for peers.
+            Found::Part(..) => None,
+        }
+    }
+
+    /// The memory that a peer names, if it may use it so, and the address in it. Never sleeps.
     #[inline]
     pub(crate) fn remote<'g>(
-        &self,
+        &'g self,
         rkey: RKey,
         addr: u64,
         len: u64,
-        pd: u32,
-        access: Access,
+        of: &Use,
         guard: &'g Guard,
-    ) -> Option<&'g UserMemory> {
-        self.entry(rkey.0, guard)?.check(pd, access, addr, len)
+    ) -> Option<(Held<'g>, u64)> {
+        match self.entry(rkey.0, guard) {
+            Some(entry) => {
+                entry.check(of.pd, of.access, addr, len).map(|memory| (Held::Plain(memory), addr))
+            }
+            None => self.remote_otherwise(rkey, addr, len, of, guard),
+        }
+    }
+
+    #[cold]
+    fn remote_otherwise<'g>(
+        &'g self,
+        rkey: RKey,
+        addr: u64,
+        len: u64,
+        of: &Use,
+        guard: &'g Guard,
+    ) -> Option<(Held<'g>, u64)> {
+        let rebind = self.rebind(rkey.0, guard)?;
+        match rebind.find(rkey.0, of.user(), of.access, addr, len)? {
+            Found::Memory(memory) => Some((Held::Counted(memory), addr)),
+            Found::Part(part, at) => Some((self.through(part, at, len, of, guard)?, at)),
+        }
+    }
+
+    /// What a window shows, if it is still what it was bound to.
+    fn through<'g>(
+        &'g self,
+        part: Arc<Part>,
+        addr: u64,
+        len: u64,
+        of: &Use,
+        guard: &'g Guard,
+    ) -> Option<Held<'g>> {
+        if let Some(entry) = self.entry(part.lkey, guard) {
+            let same = entry.generation == part.generation;
+            let memory = entry.check(of.pd, Access::MW_BIND, addr, len).filter(|_| same)?;
+            return Some(Held::Window(memory, part));
+        }
+        let rebind = self.rebind(part.lkey, guard)?;
+        if rebind.generation(part.lkey) != Some(part.generation) {
+            return None;
+        }
+        match rebind.find(part.lkey, of.user(), Access::MW_BIND, addr, len)? {
+            Found::Memory(memory) => Some(Held::CountedWindow(memory, part)),
+            Found::Part(..) => None,
+        }
+    }
+
+    /// The object of a key that work requests change, whatever its tag.
+    fn rebind<'g>(&self, key: u32, guard: &'g Guard) -> Option<&'g Arc<Rebind>> {
+        match &self.table.get((key >> RANDOM_BITS) as usize, guard)?.memory {
+            Memory::Rebind(rebind) if rebind.is(key) => Some(rebind),
+            _ => None,
+        }
+    }
+
+    /// REG_MR of a kernel's QP. Never sleeps.
+    pub(crate) fn register_fast(
+        &self,
+        reg: &RegMr,
+        pd: u32,
+        guard: &Guard,
+    ) -> std::result::Result<(), BindFault> {
+        let rebind = self.rebind(reg.key.0, guard).filter(|r| r.pd == pd).ok_or(BindFault)?;
+        check_access(reg.access).map_err(|_| BindFault)?;
+        rebind.register(reg.key.0, reg.access, reg.memory.clone())
+    }
+
+    /// LOCAL_INV, and SEND_WITH_INV at the peer. Never sleeps.
+    pub(crate) fn invalidate(
+        &self,
+        key: u32,
+        user: User,
+        guard: &Guard,
+    ) -> std::result::Result<Draining, BindFault> {
+        self.rebind(key, guard).ok_or(BindFault)?.invalidate(key, user)
+    }
+
+    /// BIND_MW (IBA 10.6.7.2). Never sleeps.
+    pub(crate) fn bind(
+        &self,
+        bind: &MwBind,
+        user: User,
+        guard: &Guard,
+    ) -> std::result::Result<Option<Draining>, BindFault> {
+        let window =
+            self.rebind(bind.rkey.0, guard).filter(|r| r.pd == user.pd).ok_or(BindFault)?;
+        let zero_based = bind.access.contains(Access::ZERO_BASED);
+        let remote = Access::REMOTE_READ | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
+        let wrong = bind.access.0 & !(remote | Access::ZERO_BASED).0 != 0
+            || zero_based && window.kind != Kind::Window(MwType::Type2);
+        if wrong {
+            return Err(BindFault);
+        }
+        let part = match bind.length {
+            0 => None,
+            _ => Some(self.part(bind, user.pd, guard).ok_or(BindFault)?),
+        };
+        window.bind(bind.rkey.0, bind.access, part, user.qp)
+    }
+
+    /// The part of an MR that a window is to show, if it may.
+    fn part(&self, bind: &MwBind, pd: u32, guard: &Guard) -> Option<Part> {
+        let stores = bind.access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0 != 0;
+        let wanted = if stores { Access::MW_BIND | Access::LOCAL_WRITE } else { Access::MW_BIND };
+        let (lkey, addr, length) = (bind.lkey.0, bind.addr, bind.length);
+        let generation = match self.entry(lkey, guard) {
+            Some(entry) => {
+                // All memory is no MR that a window may show a part of.
+                let one = matches!(entry.memory, Memory::One(_));
+                entry.check(pd, wanted, addr, length).filter(|_| one)?;
+                entry.generation
+            }
+            None => self.rebind(lkey, guard)?.windowed(lkey, pd, wanted, addr, length)?,
+        };
+        let base = if bind.access.contains(Access::ZERO_BASED) { 0 } else { addr };
+        Some(Part { lkey, generation, addr, length, base })
+    }
+
+    /// What `LKey::LOCAL_DMA` stands for. When it returns nobody uses what it stood for. May sleep.
+    pub(crate) fn set_dma(&self, cx: &MaySleep, memory: Option<UserMemory>) {
+        drop(self.dma.remove(cx, 0));
+        if let Some(memory) = memory {
+            let _ = self.dma.insert(0, Arc::new(memory));
+        }
     }
 
     /// Bits that nobody who knows other keys can tell.
@@ -136,12 +330,29 @@ impl Mrs {
     fn register(&self, pd: u32, access: Access, memory: Memory) -> Result<u32> {
         let number = self.take_number().ok_or(Error::Limit("memory regions"))?;
         let key = number << RANDOM_BITS | self.random_bits(number);
-        let entry = Arc::new(Entry { key, pd, access, memory });
-        if self.table.insert(number as usize, entry).is_err() {
+        let entry = Entry { key, pd, access, memory, generation: new_generation() };
+        self.publish(number, entry)?;
+        Ok(key)
+    }
+
+    /// A key that work requests will put memory behind.
+    pub(crate) fn allocate(&self, pd: u32, kind: Kind) -> Result<Arc<Rebind>> {
+        let number = self.take_number().ok_or(Error::Limit("memory regions"))?;
+        let key = number << RANDOM_BITS | self.random_bits(number);
+        let rebind = Arc::new(Rebind::new(kind, pd, key));
+        let memory = Memory::Rebind(rebind.clone());
+        // Key 0 is nobody's: what is behind it is found by the number only.
+        let entry = Entry { key: 0, pd, access: Access::NONE, memory, generation: 0 };
+        self.publish(number, entry)?;
+        Ok(rebind)
+    }
+
+    fn publish(&self, number: u32, entry: Entry) -> Result<()> {
+        if self.table.insert(number as usize, Arc::new(entry)).is_err() {
             self.give_back(number);
             return Err(Error::Limit("memory regions"));
         }
-        Ok(key)
+        Ok(())
     }
 
     /// Puts another entry behind its key; the old one when nobody uses it any more.
@@ -150,7 +361,7 @@ impl Mrs {
         self.table.replace(cx, number, Arc::new(entry)).map_err(|_unused| Error::Gone)
     }
 
-    fn deregister(&self, cx: &MaySleep, key: u32) {
+    pub(crate) fn deregister(&self, cx: &MaySleep, key: u32) {
         let number = key >> RANDOM_BITS;
         drop(self.table.remove(cx, number as usize));
         self.give_back(number);
@@ -181,7 +392,7 @@ struct Now {
 }
 
 /// Remote stores need the right to local ones (IBA 10.6.3.1).
-fn check_access(access: Access) -> Result<()> {
+pub(crate) fn check_access(access: Access) -> Result<()> {
     let stores = access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0;
     if stores != 0 && !access.contains(Access::LOCAL_WRITE) {
         return Err(Error::Invalid("remote write and atomics need local write"));
@@ -219,7 +430,8 @@ impl MrDriver for Mr {
     fn replace_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
         let now = self.now()?;
         let memory = memory.map_or(Memory::None, Memory::One);
-        let entry = Entry { key: self.key, pd: now.pd, access: now.access, memory };
+        let (pd, access) = (now.pd, now.access);
+        let entry = Entry { key: self.key, pd, access, memory, generation: new_generation() };
         self.context.mrs.replace(cx, entry).map(drop)
     }
 
@@ -232,15 +444,19 @@ impl MrDriver for Mr {
             None => now.pd,
         };
         let mrs = &self.context.mrs;
-        let entry = |memory| Entry { key: self.key, pd, access, memory };
+        let other_pd = pd != now.pd;
+        let entry = |memory, generation| Entry { key: self.key, pd, access, memory, generation };
         match change.memory {
-            Some(memory) => drop(mrs.replace(cx, entry(Memory::One(memory)))?),
+            Some(memory) => drop(mrs.replace(cx, entry(Memory::One(memory), new_generation()))?),
             // An entry is shared with readers: its memory can be had only when they have left. For
             // that moment the key names nothing (IBA 11.2.8.4: the consumer has no work under way).
             None => {
-                let old = mrs.replace(cx, entry(Memory::None))?;
-                let memory = Arc::into_inner(old).map_or(Memory::None, |old| old.memory);
-                mrs.replace(cx, entry(memory))?;
+                let old = mrs.replace(cx, entry(Memory::None, 0))?;
+                let old = Arc::into_inner(old).map(|old| (old.memory, old.generation));
+                let (memory, generation) = old.unwrap_or((Memory::None, 0));
+                // A window shows nothing of an MR of another PD.
+                let generation = if other_pd { new_generation() } else { generation };
+                mrs.replace(cx, entry(memory, generation))?;
             }
         }
         (now.pd, now.access) = (pd, access);

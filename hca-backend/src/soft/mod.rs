@@ -20,6 +20,8 @@ mod place;
 mod poller;
 pub mod port;
 mod qp;
+mod rebind;
+mod rebound;
 mod run_queue;
 pub(crate) mod spin;
 mod srq;
@@ -43,6 +45,9 @@ use poller::SoftPoller;
 
 /// Bytes of the longest message (IBA 9.7.7).
 pub(crate) const MAX_MESSAGE: u64 = 1 << 31;
+
+/// Pages of one fast registration: the memory is the consumer's, this bounds one work request's time.
+const MAX_FAST_REG_PAGES: u32 = 512;
 
 /// How to make a soft HCA.
 #[derive(Clone, Debug, Default)]
@@ -193,6 +198,9 @@ impl HcaDriver for SoftHca {
             max_srq: limits.max_srq,
             max_srq_wr: limits.max_qp_wr,
             max_srq_sge: limits.max_sge,
+            max_mw: limits.max_mr,
+            max_fast_reg_page_list_len: MAX_FAST_REG_PAGES,
+            local_dma_lkey: true,
             max_qp_rd_atom: u32::from(limits.max_rd_atomic),
             max_qp_init_rd_atom: u32::from(limits.max_rd_atomic),
             atomic_cap: 2,

@@ -4,10 +4,9 @@
 
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::Guard;
-use rdma_midlayer::types::Access;
 use rdma_midlayer::work::{SendData, Sge};
 
-use super::keys::Mrs;
+use super::keys::{Held, Mrs, Use};
 
 /// An SGE names memory that may not be used so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,16 +16,15 @@ pub(crate) struct ProtectionFault;
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub(crate) mrs: &'a Mrs,
-    pub(crate) pd: u32,
-    pub(crate) access: Access,
+    pub(crate) of: Use,
     pub(crate) guard: &'a Guard,
 }
 
 impl<'a> View<'a> {
     /// The memory of an SGE, if `len` bytes of it may be used.
     #[inline]
-    fn memory(&self, sge: &Sge, len: u64) -> Result<&'a UserMemory, ProtectionFault> {
-        self.mrs.local(sge, len, self.pd, self.access, self.guard).ok_or(ProtectionFault)
+    fn memory(&self, sge: &Sge, len: u64) -> Result<Held<'a>, ProtectionFault> {
+        self.mrs.local(sge, len, &self.of, self.guard).ok_or(ProtectionFault)
     }
 }
 
@@ -35,9 +33,28 @@ pub(crate) enum Place<'a> {
     /// At hand; a source only.
     Bytes(&'a [u8]),
     /// In one range.
-    One { memory: &'a UserMemory, addr: u64 },
+    One { memory: Held<'a>, addr: u64 },
     /// In several.
     Many { sges: &'a [Sge], view: View<'a> },
+}
+
+/// The memory of a piece.
+enum Piece<'p, 'a> {
+    /// The place's own.
+    Of(&'p Held<'a>),
+    /// Of one of its SGEs.
+    Own(Held<'a>),
+}
+
+impl std::ops::Deref for Piece<'_, '_> {
+    type Target = UserMemory;
+
+    fn deref(&self) -> &UserMemory {
+        match self {
+            Self::Of(memory) => memory,
+            Self::Own(memory) => memory,
+        }
+    }
 }
 
 /// Which side of a copy failed.
@@ -127,12 +144,12 @@ impl<'a> Place<'a> {
     }
 
     /// The memory at an offset into the message, and how many bytes from there lie together.
-    fn at(&self, offset: u64) -> Result<(&'a UserMemory, u64, u64), ProtectionFault> {
+    fn at(&self, offset: u64) -> Result<(Piece<'_, 'a>, u64, u64), ProtectionFault> {
         match self {
             Self::Bytes(_) => Err(ProtectionFault),
             Self::One { memory, addr } => {
                 let addr = addr.checked_add(offset).ok_or(ProtectionFault)?;
-                Ok((memory, addr, u64::MAX))
+                Ok((Piece::Of(memory), addr, u64::MAX))
             }
             Self::Many { sges, view } => {
                 let mut skip = offset;
@@ -141,7 +158,7 @@ impl<'a> Place<'a> {
                     if skip < length {
                         let addr = sge.addr.checked_add(skip).ok_or(ProtectionFault)?;
                         let memory = view.memory(sge, 0)?;
-                        return Ok((memory, addr, length - skip));
+                        return Ok((Piece::Own(memory), addr, length - skip));
                     }
                     skip -= length;
                 }
@@ -197,7 +214,7 @@ fn copy_scattered(
             if !from.contains(addr, piece) {
                 return Err(CopyFault::From);
             }
-            to.copy_from(to_addr, from, addr, piece).map_err(|_| CopyFault::To)?;
+            to.copy_from(to_addr, &from, addr, piece).map_err(|_| CopyFault::To)?;
         }
         done += piece;
     }

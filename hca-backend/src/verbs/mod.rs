@@ -268,6 +268,7 @@ fn device_attr(found: &ibv_device_attr, max_inline: u32) -> DeviceAttr {
         atomic_cap: found.atomic_cap,
         max_pkeys: found.max_pkeys.min(1),
         local_ca_ack_delay: found.local_ca_ack_delay,
+        ..DeviceAttr::default()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::context::MaySleep;
 use crate::driver::{ContextDriver, ContextInit};
 use crate::error::{Error, Result};
 use crate::event::{ContextEnd, ContextId, EventHandler, Sink};
+use crate::memory::UserMemory;
 use crate::object::{self, Base, DeviceShared, Object};
 use crate::run_queue::RunQueue;
 
@@ -122,6 +123,16 @@ impl Context {
     /// `Unsupported` where the device has none.
     pub fn alloc_xrcd(self: &Arc<Self>, cx: &MaySleep) -> Result<Arc<Xrcd>> {
         Xrcd::alloc(cx, self)
+    }
+
+    /// What `LKey::LOCAL_DMA` stands for in the work requests of privileged QPs; at first, and for
+    /// `None`, nothing. Returns when nothing touches what it stood for before. May sleep.
+    ///
+    /// # Errors
+    /// `Unsupported` where the device has no such key.
+    pub fn set_dma_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        self.driver.set_dma_memory(cx, memory)
     }
 
     /// Stops the tenant: after the return no memory of its consumer's is touched any more, by its own

@@ -15,6 +15,7 @@ use super::{bytes, number_answer};
 use crate::ah::{AhTable, NO_VLAN};
 use crate::device::limits;
 use crate::door::{Door, Uar};
+use crate::fast::FastMrs;
 use crate::session::Session;
 
 impl Call<'_> {
@@ -49,7 +50,11 @@ impl Call<'_> {
             uars: Vec::new(),
             kicks: self.device.kicks().clone(),
         };
-        *self.session = Some(Session::new(context, Arc::new(door)));
+        if let Err(e) = context.set_dma_memory(self.cx, memory.all()) {
+            log::debug!("{}: no key for all memory: {e}", self.device.name());
+        }
+        let fast = FastMrs::new(self.device.shared_memory().clone());
+        *self.session = Some(Session::new(context, Arc::new(door), fast));
         Ok(bytes(&abi::InitAnswer {
             abi_major: (ABI_MAJOR as u16).into(),
             abi_minor: (ABI_MINOR as u16).into(),
@@ -68,6 +73,10 @@ impl Call<'_> {
             | abi::CAP_TIMESTAMP
             | has(attr.max_ah > 0, abi::CAP_UC | abi::CAP_UD)
             | has(attr.max_srq > 0, abi::CAP_SRQ)
+            | has(attr.max_fast_reg_page_list_len > 0, abi::CAP_FAST_REG)
+            | has(attr.max_mw > 0, abi::CAP_MW)
+            | has(attr.local_dma_lkey, abi::CAP_LOCAL_DMA_LKEY)
+            | abi::CAP_REREG_MR
     }
 
     pub(super) fn set_ah_table(mut self) -> Answer {

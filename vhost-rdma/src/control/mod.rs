@@ -8,6 +8,9 @@ mod memory;
 mod qp;
 mod query;
 mod srq;
+mod window;
+
+pub(crate) use memory::access;
 
 use rdma_midlayer::{Error, MaySleep};
 use virtio_rdma_abi::control::{self as abi, ControlHeader, ControlStatus};
@@ -139,6 +142,10 @@ impl Call<'_> {
             abi::CMD_REG_MR => self.reg_mr(),
             abi::CMD_DEREG_MR => self.dereg_mr(),
             abi::CMD_GET_DMA_MR => self.get_dma_mr(),
+            abi::CMD_ALLOC_MR => self.alloc_mr(),
+            abi::CMD_REREG_MR => self.rereg_mr(),
+            abi::CMD_ALLOC_MW => self.alloc_mw(),
+            abi::CMD_DEALLOC_MW => self.dealloc_mw(),
             abi::CMD_CREATE_CQ => self.create_cq(),
             abi::CMD_DESTROY_CQ => self.destroy_cq(),
             abi::CMD_RESIZE_CQ => self.resize_cq(),
@@ -186,7 +193,10 @@ fn answer_bytes(command: u16) -> usize {
         abi::CMD_QUERY_DEVICE => size_of::<abi::DeviceAttr>(),
         abi::CMD_QUERY_PORT => size_of::<abi::PortAttr>(),
         abi::CMD_QUERY_COUNTERS => size_of::<abi::Counters>(),
-        abi::CMD_REG_MR | abi::CMD_GET_DMA_MR => size_of::<abi::MrAnswer>(),
+        abi::CMD_REG_MR | abi::CMD_GET_DMA_MR | abi::CMD_ALLOC_MR | abi::CMD_REREG_MR => {
+            size_of::<abi::MrAnswer>()
+        }
+        abi::CMD_ALLOC_MW => size_of::<abi::MwAnswer>(),
         abi::CMD_QUERY_CLOCK => size_of::<abi::ClockAnswer>(),
         abi::CMD_QUERY_QP => size_of::<abi::QpAttr>(),
         abi::CMD_QUERY_SRQ => size_of::<abi::SrqAttr>(),

@@ -19,7 +19,7 @@ use super::{bytes, number_answer};
 use crate::ah::{self, AhCache, NO_VLAN};
 use crate::device::limits;
 use crate::door::Slot;
-use crate::qp::{QpPath, QpRings};
+use crate::qp::{Names, QpPath, QpRings};
 use crate::ring::Geometry;
 use crate::ring::recv::RecvRing;
 use crate::ring::send::SendRing;
@@ -76,7 +76,7 @@ impl Call<'_> {
             device.gate().clone(),
             home,
             vector,
-            ahs,
+            Names { ahs, fast: privileged.then(|| session.fast.clone()) },
         );
         let qp = pd.create_qp(
             cx,

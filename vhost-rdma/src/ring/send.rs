@@ -107,8 +107,8 @@ pub enum Ended {
     Empty,
     /// There may be more.
     Full,
-    /// The next one makes no sense.
-    Malformed,
+    /// The next one is not for a list: it makes no sense, or its arguments are still to be made out.
+    Apart,
 }
 
 impl SendRing {
@@ -137,7 +137,7 @@ impl SendRing {
         Some(self.parse(n, &line, &mut buffer.room()).ok_or(malformed))
     }
 
-    /// Adds to `list` the next WQEs, up to `max` and to the first that makes no sense. They stay the next
+    /// Adds to `list` the next WQEs, up to `max` and to the first that is not for a list. They stay the next
     /// until `advance`. Why there are no more.
     pub fn peek_list<'b>(
         &self,
@@ -152,7 +152,10 @@ impl SendRing {
                 return Ended::Full;
             }
             let Some(line) = self.ring.first_line(n) else { return Ended::Empty };
-            let Some(wr) = self.parse(n, &line, &mut room) else { return Ended::Malformed };
+            let Some(wr) = self.parse(n, &line, &mut room) else { return Ended::Apart };
+            if is_local(wr.opcode) {
+                return Ended::Apart;
+            }
             list.push(wr);
             n = n.wrapping_add(1);
         }
@@ -186,7 +189,8 @@ impl SendRing {
             ud: None,
         };
         let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
-        if flags & SEND_INLINE == 0 && num_sge <= LINE_SGES.min(self.max_sge) && !atomic {
+        let short = !atomic && !is_local(opcode);
+        if flags & SEND_INLINE == 0 && num_sge <= LINE_SGES.min(self.max_sge) && short {
             if inline_length != 0 {
                 return None;
             }
@@ -198,6 +202,17 @@ impl SendRing {
                 *second = sge(line[6], line[7]);
             }
             wr.data = SendData::Sges(list);
+            return Some(wr);
+        }
+        if is_local(opcode) {
+            if flags & SEND_INLINE != 0 || num_sge != 0 || inline_length != 0 {
+                return None;
+            }
+            if opcode != WrOpcode::LocalInv {
+                let bytes = room.bytes(LINE)?;
+                put_words(line, DATA / 8, bytes);
+                wr.data = SendData::Inline(&bytes[DATA..]);
+            }
             return Some(wr);
         }
         let inline = flags & SEND_INLINE != 0;
@@ -269,6 +284,13 @@ impl SendRing {
     pub fn phase(n: u32, entries: u32) -> u8 {
         phase_of(n, entries) as u8
     }
+}
+
+/// Whether the WQE changes a key and moves no data: then its arguments stand where SGEs would, and
+/// are passed on as bytes.
+#[inline]
+fn is_local(opcode: WrOpcode) -> bool {
+    matches!(opcode, WrOpcode::LocalInv | WrOpcode::BindMw | WrOpcode::RegMr)
 }
 
 #[cfg(test)]
@@ -382,7 +404,7 @@ mod tests {
         put(20, &wqe(WR_SEND), &[]);
         put(21, &wqe(99), &[]);
         let mut list = SendList::new();
-        assert_eq!(ring.peek_list(&mut buffer, &mut list, BURST), Ended::Malformed);
+        assert_eq!(ring.peek_list(&mut buffer, &mut list, BURST), Ended::Apart);
         assert_eq!(list.len(), 1);
         let (mut buffer, mut list) = (SendBuffer::default(), SendList::new());
         assert_eq!(ring.peek_list(&mut buffer, &mut list, 1), Ended::Full);

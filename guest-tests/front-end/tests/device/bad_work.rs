@@ -40,7 +40,8 @@ fn put_sge(wqe: &mut Vec<u8>, sge: Sge) {
 const LOCAL_FAULTS: &[Fault] = &[
     ("an unknown opcode", WC_LOC_QP_OP_ERR, |w, _| w[0] = 0x77),
     ("the last opcode", WC_LOC_QP_OP_ERR, |w, _| w[0] = 0xff),
-    ("an opcode of a later version", WC_LOC_QP_OP_ERR, |w, _| w[0] = WR_BIND_MW),
+    ("an opcode of a later version", WC_LOC_QP_OP_ERR, |w, _| w[0] = 10),
+    ("a window of nothing", WC_LOC_QP_OP_ERR, |w, _| w[0] = WR_BIND_MW),
     ("REG_MR from a process", WC_LOC_QP_OP_ERR, |w, _| w[0] = WR_REG_MR),
     ("unknown flags", WC_LOC_QP_OP_ERR, |w, _| w[1] |= 0xf0),
     ("more SGEs than the QP has", WC_LOC_QP_OP_ERR, |w, _| w[2] = 5),

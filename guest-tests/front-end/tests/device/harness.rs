@@ -20,8 +20,16 @@ use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, HcaSpec, SocketConfig
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// What the device can do.
-pub const CAPABILITIES: u64 =
-    CAP_UC | CAP_UD | CAP_SRQ | CAP_CQ_RESIZE | CAP_CQ_MODERATION | CAP_TIMESTAMP;
+pub const CAPABILITIES: u64 = CAP_UC
+    | CAP_UD
+    | CAP_SRQ
+    | CAP_CQ_RESIZE
+    | CAP_CQ_MODERATION
+    | CAP_TIMESTAMP
+    | CAP_FAST_REG
+    | CAP_MW
+    | CAP_REREG_MR
+    | CAP_LOCAL_DMA_LKEY;
 
 /// Longer than anything takes on a loaded machine.
 pub const LONG: Duration = Duration::from_secs(60);

@@ -14,7 +14,7 @@ use rdma_midlayer::work::{SendFlags, SendWr, WcFlags, WorkCompletion};
 use super::Qp;
 use super::execute::Step;
 use super::responder::Responder;
-use crate::soft::place::{Place, View, copy};
+use crate::soft::place::{Place, copy};
 
 /// Bytes of a GRH, which stands before the data of every datagram received (IBA 11.4.1.2).
 const GRH: usize = 40;
@@ -64,8 +64,7 @@ impl Qp {
         if len > MAX_DATAGRAM {
             return Step::Fail(WcStatus::LocLenErr);
         }
-        let view =
-            View { mrs: &self.context.mrs, pd: self.created.pd, access: Access::NONE, guard };
+        let view = self.view(Access::NONE, guard);
         let Ok(data) = Place::of_data(wr.data, len, view) else {
             return Step::Fail(WcStatus::LocProtErr);
         };

@@ -12,9 +12,10 @@ use rdma_midlayer::work::SendWr;
 use rdma_midlayer::{Error, Result};
 
 use super::Qp;
+use super::local::is_local;
 use super::responder::Request;
 use crate::soft::MAX_MESSAGE;
-use crate::soft::place::{Place, View};
+use crate::soft::place::Place;
 
 /// How a step of a WR ended. Small enough for a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,10 @@ impl Qp {
         let opcode = wr.opcode;
         let fits = match self.created.qp_type {
             QpType::Rc => true,
-            QpType::Uc => matches!(opcode, Send | SendWithImm | RdmaWrite | RdmaWriteWithImm),
+            QpType::Uc => {
+                matches!(opcode, Send | SendWithImm | RdmaWrite | RdmaWriteWithImm)
+                    || is_local(opcode)
+            }
             QpType::Ud | QpType::Gsi => matches!(opcode, Send | SendWithImm),
             QpType::XrcIni | QpType::XrcTgt => false,
         };
@@ -124,7 +128,7 @@ impl Qp {
             return Step::Fail(WcStatus::LocQpOpErr);
         }
         let access = if reads { Access::LOCAL_WRITE } else { Access::NONE };
-        let view = View { mrs: &self.context.mrs, pd: self.created.pd, access, guard };
+        let view = self.view(access, guard);
         let Ok(local) = Place::of_data(wr.data, len, view) else {
             return Step::Fail(WcStatus::LocProtErr);
         };

@@ -7,6 +7,7 @@ mod attr;
 mod burst;
 mod datagram;
 mod execute;
+mod local;
 mod queue;
 mod requester;
 mod responder;
@@ -16,15 +17,19 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
-use rdma_midlayer::driver::{AsyncEvent, BadWr, MalformedWqe, QpDriver, QpInit, own, own_any};
+use rdma_midlayer::driver::{
+    AsyncEvent, BadWr, MalformedWqe, MwDriver, QpDriver, QpInit, own, own_any,
+};
 use rdma_midlayer::rcu::Guard;
-use rdma_midlayer::types::{QpState, QpType, Qpn, WcStatus};
-use rdma_midlayer::work::{RecvWr, SendWr, WorkCompletion};
+use rdma_midlayer::types::{QpState, QpType, Qpn, RKey, WcStatus, WrOpcode};
+use rdma_midlayer::work::{MwBind, RecvWr, SendData, SendFlags, SendWr, WorkCompletion};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::Context;
 use super::cq::{Cq, Overflowed};
 use super::poller::SoftPoller;
+use super::rebind::Draining;
+use super::rebound::Mw;
 use super::run_queue::Queued;
 use super::spin::SpinLock;
 use super::srq::Srq;
@@ -54,6 +59,8 @@ struct Creation {
     pd: u32,
     cap: QpCap,
     signal_all: bool,
+    /// Of a kernel.
+    privileged: bool,
     /// The send WQEs stay in the consumer's ring; few are held here.
     consumer_ring: bool,
     /// The receive WQEs are fetched from the consumer, or from an SRQ.
@@ -76,6 +83,8 @@ pub(crate) struct Qp {
     queued: Queued,
     /// The peer has posted a receive WR for which this QP waits.
     recv_came: AtomicBool,
+    /// What a WR that goes by packets took away, until nobody uses it. Locked with the requester.
+    draining: SpinLock<Option<Draining>>,
     requester: Side<Requester>,
     responder: Side<Responder>,
     /// Where peers of other daemons are.
@@ -117,6 +126,7 @@ impl Qp {
             pd,
             cap,
             signal_all: init.signal_all,
+            privileged: init.privileged,
             consumer_ring: init.send_ready.is_some(),
             srq: srq.is_some(),
             recv_source: init.recv_source.is_some() || srq.is_some(),
@@ -139,6 +149,7 @@ impl Qp {
             destroyed: AtomicBool::new(false),
             queued: Queued::new(),
             recv_came: AtomicBool::new(false),
+            draining: SpinLock::new(None),
             requester: Side(SpinLock::new(requester)),
             responder: Side(SpinLock::new(responder)),
             wire: link.map(|link| Box::new(OnWire::new(link))),
@@ -284,6 +295,34 @@ impl QpDriver for Qp {
 
     fn post_send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
         self.send_list(wrs)
+    }
+
+    fn bind_mw(
+        &self,
+        mw: &Arc<dyn MwDriver>,
+        wr_id: u64,
+        ticket: u32,
+        bind: &MwBind,
+    ) -> Result<RKey> {
+        let mw: Arc<Mw> = own_any(mw.clone())?;
+        if !mw.is(&self.context, bind.rkey) {
+            return Err(Error::Invalid("the window's key"));
+        }
+        let rkey = Mw::next_key(bind.rkey);
+        self.send(&SendWr {
+            wr_id,
+            ticket,
+            opcode: WrOpcode::BindMw,
+            flags: SendFlags::SIGNALED,
+            data: SendData::Bind(&MwBind { rkey, ..*bind }),
+            imm: 0,
+            remote_addr: 0,
+            rkey,
+            compare_add: 0,
+            swap: 0,
+            ud: None,
+        })?;
+        Ok(rkey)
     }
 
     fn post_malformed_send(&self, wqe: MalformedWqe) -> Result<()> {

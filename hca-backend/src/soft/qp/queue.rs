@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 
 use super::datagram::Dest;
+use super::local::{KeyChange, is_local};
+use crate::soft::rebind::Draining;
 use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::types::{RKey, WrOpcode};
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendData, SendFlags, SendWr, Sge};
@@ -30,6 +32,8 @@ struct SendHeader {
 enum Kind {
     Sges(u8),
     Inline(u16),
+    /// A change of a key follows.
+    Key,
     Malformed,
 }
 
@@ -41,10 +45,10 @@ impl SendHeader {
             opcode: wr.opcode,
             flags: wr.flags,
             kind: match wr.data {
+                _ if is_local(wr.opcode) => Kind::Key,
                 SendData::Sges(sges) => Kind::Sges(sges.len() as u8),
                 SendData::Inline(bytes) => Kind::Inline(bytes.len() as u16),
-                // Refused by `check_send`.
-                SendData::Reg(_) | SendData::Bind(_) => Kind::Malformed,
+                SendData::Reg(_) | SendData::Bind(_) => Kind::Key,
             },
             imm: wr.imm,
             remote_addr: wr.remote_addr,
@@ -78,6 +82,7 @@ pub(super) struct SendQueue {
     headers: VecDeque<SendHeader>,
     sges: VecDeque<Sge>,
     inline: VecDeque<u8>,
+    keys: VecDeque<KeyChange>,
 }
 
 impl SendQueue {
@@ -98,6 +103,7 @@ impl SendQueue {
             SendData::Inline(bytes) => self.inline.extend(bytes),
             SendData::Reg(_) | SendData::Bind(_) => {}
         }
+        self.keys.extend(KeyChange::of(wr));
     }
 
     pub(super) fn push_malformed(&mut self, wqe: MalformedWqe) {
@@ -111,6 +117,7 @@ impl SendQueue {
         match header.kind {
             Kind::Sges(count) => current.sges.extend(self.sges.drain(..usize::from(count))),
             Kind::Inline(len) => current.inline.extend(self.inline.drain(..usize::from(len))),
+            Kind::Key => current.key = self.keys.pop_front(),
             Kind::Malformed => {}
         }
         true
@@ -128,6 +135,9 @@ pub(super) struct Current {
     header: Option<SendHeader>,
     sges: Vec<Sge>,
     inline: Vec<u8>,
+    key: Option<KeyChange>,
+    /// What it took away, until nobody uses it any more.
+    pub(super) draining: Option<Draining>,
     /// Bytes done.
     pub(super) offset: u64,
 }
@@ -146,6 +156,7 @@ impl Current {
             SendData::Inline(bytes) => self.inline.extend_from_slice(bytes),
             SendData::Reg(_) | SendData::Bind(_) => {}
         }
+        self.key = KeyChange::of(wr);
         self.offset = offset;
     }
 
@@ -153,6 +164,8 @@ impl Current {
         self.header = Some(header);
         self.sges.clear();
         self.inline.clear();
+        self.key = None;
+        self.draining = None;
         self.offset = 0;
     }
 
@@ -182,6 +195,11 @@ impl Current {
         self.header.as_ref()?.dest
     }
 
+    /// The key that it changes, if it is of that kind.
+    pub(super) fn key(&self) -> Option<&KeyChange> {
+        self.key.as_ref()
+    }
+
     pub(super) fn is_malformed(&self) -> bool {
         matches!(self.header, Some(SendHeader { kind: Kind::Malformed, .. }))
     }
@@ -189,6 +207,8 @@ impl Current {
     /// Done with it.
     pub(super) fn end(&mut self) {
         self.header = None;
+        self.key = None;
+        self.draining = None;
     }
 }
 

@@ -15,6 +15,7 @@ use rdma_midlayer::{Error, Result};
 
 use super::datagram::Dest;
 use super::execute::{Link, Step};
+use super::local::{self, is_local};
 use super::queue::{Current, SendQueue};
 use super::wire::{self, Sending};
 use super::{FLUSH_A_TURN, PIECE, Qp};
@@ -201,6 +202,12 @@ impl Qp {
             return self.send_later(r, guard, |queue| queue.push(wr)).map(|()| 0);
         }
         r.refill_retries();
+        if is_local(wr.opcode) {
+            r.current.load(wr, 0);
+            let step = self.step_of_key(r, guard);
+            self.suspend(r, step, Instant::now());
+            return Ok(0);
+        }
         let step = match Dest::of(wr) {
             Some(dest) => self.execute_datagram(&r.attr, wr, &dest, len, guard),
             None => self.execute(&r.attr, &mut r.link, wr, len, 0, guard),
@@ -261,9 +268,13 @@ impl Qp {
             WrOpcode::Send
             | WrOpcode::SendWithImm
             | WrOpcode::RdmaWrite
-            | WrOpcode::RdmaWriteWithImm => true,
+            | WrOpcode::RdmaWriteWithImm
+            | WrOpcode::SendWithInv => true,
             WrOpcode::RdmaRead | WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => false,
-            _ => return Err(Error::Invalid("opcode")),
+            WrOpcode::LocalInv | WrOpcode::BindMw | WrOpcode::RegMr => {
+                self.check_transport(wr)?;
+                return self.check_local(wr).map(|()| 0);
+            }
         };
         self.check_transport(wr)?;
         match wr.data {
@@ -276,6 +287,20 @@ impl Qp {
             }
             SendData::Reg(_) | SendData::Bind(_) => Err(Error::Invalid("data of the opcode")),
             data => Ok(length(data)),
+        }
+    }
+
+    /// What a WR that changes a key must carry.
+    #[cold]
+    fn check_local(&self, wr: &SendWr<'_>) -> Result<()> {
+        match (wr.opcode, wr.data) {
+            (WrOpcode::RegMr, _) if !self.created.privileged => {
+                Err(Error::NotPermitted("REG_MR of a QP that is not a kernel's"))
+            }
+            (WrOpcode::RegMr, SendData::Reg(_) | SendData::Sges([]))
+            | (WrOpcode::BindMw, SendData::Bind(_))
+            | (WrOpcode::LocalInv, SendData::Sges([])) => Ok(()),
+            _ => Err(Error::Invalid("data of the opcode")),
         }
     }
 
@@ -318,6 +343,21 @@ impl Qp {
             src_qpn: self.qpn,
             vendor_err: 0,
         })
+    }
+
+    /// The next step of the current WR, which changes a key.
+    #[cold]
+    fn step_of_key(&self, r: &mut Requester, guard: &Guard) -> Step {
+        if r.current.draining.is_some() {
+            return local::go_on(&mut r.current.draining);
+        }
+        let mut draining = None;
+        let step = match r.current.key() {
+            Some(change) => self.change_key(change, &mut draining, guard),
+            None => Step::Fail(WcStatus::LocQpOpErr),
+        };
+        r.current.draining = draining;
+        step
     }
 
     /// The current WR has come to an end.
@@ -431,6 +471,14 @@ impl Qp {
                 }
             }
             used += 1;
+            if r.current.key().is_some() {
+                let step = self.step_of_key(r, guard);
+                self.suspend(r, step, now);
+                if step == Step::Busy {
+                    break false;
+                }
+                continue;
+            }
             let Some(wr) = r.current.wr() else { break false };
             let (len, offset) = (length(wr.data), r.current.offset);
             let step = if r.current.is_malformed() {

@@ -16,9 +16,11 @@ use rdma_midlayer::{Error, Result};
 use super::execute::Step;
 use super::queue::RecvQueue;
 use super::wire::Receiving;
-use super::{FLUSH_A_TURN, PIECE, Qp};
+use super::{Creation, FLUSH_A_TURN, PIECE, Qp};
 use crate::soft::cq::Cq;
+use crate::soft::keys::Use;
 use crate::soft::place::{CopyFault, Place, View, copy};
+use crate::soft::rebind::Draining;
 use crate::soft::srq::Srq;
 
 /// The responder side of a QP.
@@ -50,6 +52,8 @@ pub(super) struct Responder {
     doorbell: bool,
     /// The requester that waits for a WQE.
     waiter: Option<Weak<Qp>>,
+    /// What a SEND_WITH_INV has taken away, until nobody uses it any more.
+    pub(super) draining: Option<Draining>,
     pub(super) established: bool,
     /// What comes by packets.
     pub(super) wire: Option<Box<Receiving>>,
@@ -127,6 +131,7 @@ impl Responder {
             ahead: None,
             doorbell: false,
             waiter: None,
+            draining: None,
             established: false,
             wire: None,
         }
@@ -155,6 +160,7 @@ impl Responder {
         self.held = false;
         self.ahead = None;
         self.waiter = None;
+        self.draining = None;
         self.established = false;
         self.want_doorbell(false);
     }
@@ -329,7 +335,9 @@ impl Qp {
         match request.wr.opcode {
             WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm => self.on_write(responder, request),
             WrOpcode::RdmaRead => self.on_read(responder, request),
-            WrOpcode::Send | WrOpcode::SendWithImm => self.on_send(responder, request),
+            WrOpcode::Send | WrOpcode::SendWithImm | WrOpcode::SendWithInv => {
+                self.on_send(responder, request)
+            }
             WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => {
                 self.on_atomic(responder, request)
             }
@@ -338,6 +346,9 @@ impl Qp {
     }
 
     fn on_send(&self, responder: &mut Responder, request: &Request<'_>) -> Step {
+        if responder.draining.is_some() {
+            return self.go_on_invalidating(responder, request);
+        }
         match (request.offset, responder.held) {
             (0, false) => {
                 if let Err(step) = self.take_for(responder, request) {
@@ -376,10 +387,14 @@ impl Qp {
                 WcStatus::RemOpErr,
             ),
             Ok(()) => {
-                if request.is_last() {
-                    self.complete_recv(responder, request, WcOpcode::Recv);
+                if !request.is_last() {
+                    return Step::More;
                 }
-                request.step()
+                if request.wr.opcode == WrOpcode::SendWithInv {
+                    return self.invalidate_for(responder, request);
+                }
+                self.complete_recv(responder, request, WcOpcode::Recv);
+                Step::Done
             }
         }
     }
@@ -456,19 +471,26 @@ impl Qp {
 
     #[inline]
     pub(super) fn view<'a>(&'a self, access: Access, guard: &'a Guard) -> View<'a> {
-        View { mrs: &self.context.mrs, pd: self.created.pd, access, guard }
+        View { mrs: &self.context.mrs, of: self.usage(access), guard }
+    }
+
+    /// How this QP uses memory.
+    #[inline]
+    pub(super) fn usage(&self, access: Access) -> Use {
+        let Creation { pd, privileged, .. } = self.created;
+        Use { pd, qp: self.uid, privileged, access }
     }
 
     /// What a request names here. A request without data names nothing (IBA 9.7.4.1.6).
     #[inline]
     fn remote_place<'a>(&'a self, request: &Request<'a>, access: Access) -> Option<Place<'a>> {
-        let (wr, len, pd) = (request.wr, request.len, self.created.pd);
+        let (wr, len) = (request.wr, request.len);
         if len == 0 {
             return Some(Place::Bytes(&[]));
         }
-        let mrs = &self.context.mrs;
-        let memory = mrs.remote(wr.rkey, wr.remote_addr, len, pd, access, request.guard)?;
-        Some(Place::One { memory, addr: wr.remote_addr })
+        let (mrs, of) = (&self.context.mrs, self.usage(access));
+        let (memory, addr) = mrs.remote(wr.rkey, wr.remote_addr, len, &of, request.guard)?;
+        Some(Place::One { memory, addr })
     }
 
     /// Takes the WQE for a message.
@@ -500,18 +522,27 @@ impl Qp {
     }
 
     /// Completes the WQE in hand.
-    fn complete_recv(&self, responder: &mut Responder, request: &Request<'_>, opcode: WcOpcode) {
+    pub(super) fn complete_recv(
+        &self,
+        responder: &mut Responder,
+        request: &Request<'_>,
+        opcode: WcOpcode,
+    ) {
         let wr = request.wr;
-        let with_imm = matches!(wr.opcode, WrOpcode::SendWithImm | WrOpcode::RdmaWriteWithImm);
+        let flags = match wr.opcode {
+            WrOpcode::SendWithImm | WrOpcode::RdmaWriteWithImm => WcFlags::WITH_IMM,
+            WrOpcode::SendWithInv => WcFlags::WITH_INV,
+            _ => WcFlags::default(),
+        };
         let wc = WorkCompletion {
             wr_id: responder.wqe.wr_id,
             ticket: responder.wqe.ticket,
             status: WcStatus::Success,
             opcode,
-            flags: if with_imm { WcFlags::WITH_IMM } else { WcFlags::default() },
+            flags,
             qpn: self.qpn,
             byte_len: request.len as u32,
-            imm: if with_imm { wr.imm } else { 0 },
+            imm: if flags == WcFlags::default() { 0 } else { wr.imm },
             src_qpn: request.from.qpn,
             vendor_err: 0,
         };
@@ -534,6 +565,7 @@ impl Qp {
             vendor_err: 0,
         };
         responder.held = false;
+        responder.draining = None;
         self.push(responder.cq.as_ref(), &wc, false);
     }
 

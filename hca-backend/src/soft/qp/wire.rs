@@ -16,6 +16,8 @@ use rdma_midlayer::work::{SendData, SendFlags, SendWr, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, Result};
 
 use super::datagram::Dest;
+use super::execute::Step;
+use super::local::{self, KeyChange};
 use super::queue::Current;
 use super::requester::Requester;
 use super::responder::{NoWqe as NoRecv, Responder};
@@ -23,6 +25,7 @@ use super::{FLUSH_A_TURN, Qp};
 use crate::soft::cq::Cq;
 use crate::soft::link::{Armed, Link};
 use crate::soft::place::Place;
+use crate::soft::rebind::BindFault;
 use crate::soft::run_queue::Queued;
 use crate::soft::wire::counters::{Both, Counters};
 use crate::soft::wire::frame::{Datagram, FrameBatch, GRH_LEN, Path, source_port};
@@ -125,11 +128,15 @@ fn recv_config(qp_type: QpType, attr: &QpAttr) -> RecvConfig {
 /// A WR as the wire's requester holds it.
 fn wqe_of(wr: &SendWr<'_>, dest: Option<Dest>, error: Option<WcStatus>) -> SendWqe {
     let (data, len) = match wr.data {
+        _ if wr.opcode == WrOpcode::RegMr && matches!(wr.data, SendData::Sges(_)) => {
+            (Data::Reg(None), 0)
+        }
         SendData::Inline(bytes) => (Data::Inline(bytes.to_vec()), bytes.len() as u64),
         SendData::Sges(sges) => {
             (Data::Sges(sges.to_vec()), sges.iter().map(|sge| u64::from(sge.length)).sum())
         }
-        SendData::Reg(_) | SendData::Bind(_) => (Data::Sges(Vec::new()), 0),
+        SendData::Reg(reg) => (Data::Reg(Some(reg.clone())), 0),
+        SendData::Bind(bind) => (Data::Bind(*bind), 0),
     };
     SendWqe {
         wr_id: wr.wr_id,
@@ -202,7 +209,12 @@ impl Qp {
     pub(super) fn current_to_wire(&self, r: &mut Requester) {
         let Some(wr) = r.current.wr() else { return };
         let error = r.current.is_malformed().then_some(WcStatus::LocQpOpErr);
-        let wqe = wqe_of(&wr, r.current.dest(), error);
+        let mut wqe = wqe_of(&wr, r.current.dest(), error);
+        match r.current.key() {
+            Some(KeyChange::Reg(reg)) => wqe.data = Data::Reg(reg.clone()),
+            Some(KeyChange::Bind(bind)) => wqe.data = Data::Bind(*bind),
+            Some(KeyChange::Invalidate(_)) | None => {}
+        }
         r.current = Current::default();
         self.enter_wire(r, wqe);
     }
@@ -569,6 +581,7 @@ impl Sender<'_> {
             Data::Sges(sges) => {
                 Place::of_sges(sges, upto, self.qp.view(access, self.guard)).map_err(|_| Fault)
             }
+            Data::Reg(_) | Data::Bind(_) => Err(Fault),
         }
     }
 }
@@ -601,8 +614,25 @@ impl SendHost for Sender<'_> {
         Some((path, qpn, qkey))
     }
 
-    fn local(&mut self, _wqe: &SendWqe) -> WcStatus {
-        WcStatus::LocQpOpErr
+    fn local(&mut self, wqe: &SendWqe) -> Option<WcStatus> {
+        let change = match &wqe.data {
+            Data::Reg(reg) => KeyChange::Reg(reg.clone()),
+            Data::Bind(bind) => KeyChange::Bind(*bind),
+            Data::Sges(_) | Data::Inline(_) => KeyChange::Invalidate(wqe.rkey.0),
+        };
+        let mut draining = self.qp.draining.lock();
+        let step = match *draining {
+            Some(_) => local::go_on(&mut draining),
+            None => self.qp.change_key(&change, &mut draining, self.guard),
+        };
+        match step {
+            Step::Done => Some(WcStatus::Success),
+            Step::Fail(status) => Some(status),
+            _ => {
+                self.qp.schedule_wire();
+                None
+            }
+        }
     }
 
     fn complete(&mut self, wqe: &SendWqe, status: WcStatus) {
@@ -643,20 +673,20 @@ impl Receiver<'_> {
 
 impl RecvHost for Receiver<'_> {
     fn check(&mut self, rkey: RKey, addr: u64, len: u64, access: Access) -> bool {
-        let (mrs, pd) = (&self.qp.context.mrs, self.qp.created.pd);
-        mrs.remote(rkey, addr, len, pd, access, self.guard).is_some()
+        let of = self.qp.usage(access);
+        self.qp.context.mrs.remote(rkey, addr, len, &of, self.guard).is_some()
     }
 
     fn write(&mut self, rkey: RKey, addr: u64, from: &[u8]) -> bool {
-        let (mrs, pd, len) = (&self.qp.context.mrs, self.qp.created.pd, from.len() as u64);
-        mrs.remote(rkey, addr, len, pd, Access::REMOTE_WRITE, self.guard)
-            .is_some_and(|memory| memory.write(addr, from).is_ok())
+        let (mrs, len) = (&self.qp.context.mrs, from.len() as u64);
+        mrs.remote(rkey, addr, len, &self.qp.usage(Access::REMOTE_WRITE), self.guard)
+            .is_some_and(|(memory, addr)| memory.write(addr, from).is_ok())
     }
 
     fn read(&mut self, rkey: RKey, addr: u64, to: &mut [u8]) -> bool {
-        let (mrs, pd, len) = (&self.qp.context.mrs, self.qp.created.pd, to.len() as u64);
-        mrs.remote(rkey, addr, len, pd, Access::REMOTE_READ, self.guard)
-            .is_some_and(|memory| memory.read(addr, to).is_ok())
+        let (mrs, len) = (&self.qp.context.mrs, to.len() as u64);
+        mrs.remote(rkey, addr, len, &self.qp.usage(Access::REMOTE_READ), self.guard)
+            .is_some_and(|(memory, addr)| memory.read(addr, to).is_ok())
     }
 
     fn atomic(
@@ -665,9 +695,9 @@ impl RecvHost for Receiver<'_> {
         addr: u64,
         atomic: Atomic,
     ) -> std::result::Result<u64, Refusal> {
-        let (mrs, pd) = (&self.qp.context.mrs, self.qp.created.pd);
-        let memory = mrs.remote(rkey, addr, 8, pd, Access::REMOTE_ATOMIC, self.guard);
-        let memory = memory.ok_or(Refusal::Access)?;
+        let of = self.qp.usage(Access::REMOTE_ATOMIC);
+        let found = self.qp.context.mrs.remote(rkey, addr, 8, &of, self.guard);
+        let (memory, addr) = found.ok_or(Refusal::Access)?;
         let old = memory.with_atomic(addr, |word| match atomic {
             Atomic::CmpSwap { compare, swap } => word
                 .compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst)
@@ -698,8 +728,15 @@ impl RecvHost for Receiver<'_> {
             .is_ok_and(|place| place.write_at(offset, from).is_ok())
     }
 
-    fn invalidate(&mut self, _key: u32) -> bool {
-        false
+    fn invalidate(&mut self, key: u32) -> Option<bool> {
+        let draining = &mut self.responder.draining;
+        if draining.is_none() {
+            match self.qp.take_key_away(key, self.guard) {
+                Ok(taken) => *draining = Some(taken),
+                Err(BindFault) => return Some(false),
+            }
+        }
+        (local::go_on(draining) == Step::Done).then_some(true)
     }
 
     fn complete(&mut self, received: &Received) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdma_midlayer::attr::AhAttr;
 use rdma_midlayer::types::{Psn, Qpn, RKey, WcStatus, WrOpcode};
-use rdma_midlayer::work::{SendFlags, Sge};
+use rdma_midlayer::work::{MwBind, RegMr, SendFlags, Sge};
 
 use super::counters::Both;
 use super::dcqcn::{Notifier, Rate};
@@ -46,8 +46,9 @@ pub trait Host {
     fn write(&mut self, wqe: &SendWqe, offset: u64, from: &[u8]) -> Result<(), Fault>;
     /// The way of a datagram, the QP it is for, and the Q_Key it carries.
     fn datagram(&mut self, wqe: &SendWqe) -> Option<(Path, Qpn, u32)>;
-    /// Carries out a WR that sends nothing.
-    fn local(&mut self, wqe: &SendWqe) -> WcStatus;
+    /// Carries out a WR that sends nothing. `None`: it is not done yet; the host gives the requester
+    /// another turn.
+    fn local(&mut self, wqe: &SendWqe) -> Option<WcStatus>;
     /// A WR has come to its end. They come in order.
     fn complete(&mut self, wqe: &SendWqe, status: WcStatus);
     /// The QP is to go to ERR: a WR ended with an error.
@@ -94,6 +95,10 @@ pub enum Data {
     Sges(Vec<Sge>),
     /// Here.
     Inline(Vec<u8>),
+    /// None: what is to be put behind a key, or `None` if that can't be made out.
+    Reg(Option<RegMr>),
+    /// None: what a window is to show.
+    Bind(MwBind),
 }
 
 /// How far a WR has come. New ones are `default()`.

@@ -88,8 +88,9 @@ pub trait Host {
     fn take_wqe(&mut self) -> Result<u64, NoWqe>;
     /// Writes into the WQE in hand.
     fn receive(&mut self, offset: u64, from: &[u8]) -> bool;
-    /// Takes a key out of use for a SEND with invalidate.
-    fn invalidate(&mut self, key: u32) -> bool;
+    /// Takes a key out of use for a SEND with invalidate. `None`: it is not done yet, and the packet has
+    /// to come again.
+    fn invalidate(&mut self, key: u32) -> Option<bool>;
     /// Completes the WQE in hand.
     fn complete(&mut self, received: &Received);
     /// A request is refused. The WQE in hand tells why, without one an event does; a reliable QP goes to
@@ -384,8 +385,12 @@ impl Responder {
             self.message = Message::Send { done: total, room };
             return Ok(packet.bth.psn.plus(1));
         }
-        if packet.op.inv && !host.invalidate(packet.imm) {
-            return Err(Refusal::Access.into());
+        if packet.op.inv {
+            match host.invalidate(packet.imm) {
+                Some(true) => {}
+                Some(false) => return Err(Refusal::Access.into()),
+                None => return Err(No::Rnr),
+            }
         }
         self.message = Message::None;
         self.count_message();

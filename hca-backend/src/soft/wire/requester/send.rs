@@ -73,7 +73,8 @@ impl Requester {
     ) -> Sent {
         let Some(wqe) = self.queue.get(self.at) else { return Sent::No };
         if !wqe.progress.begun {
-            if !begin || wqe.flags.contains(SendFlags::FENCE) && self.reads > 0 {
+            let fenced = wqe.flags.contains(SendFlags::FENCE) || wqe.is_local();
+            if !begin || fenced && self.reads > 0 {
                 return Sent::No;
             }
             if let Some(status) = self.unfit(host) {
@@ -138,7 +139,7 @@ impl Requester {
 
     fn do_local(&mut self, host: &mut impl Host) -> Sent {
         let at = self.at;
-        let status = host.local(&self.queue[at]);
+        let Some(status) = host.local(&self.queue[at]) else { return Sent::No };
         if status != WcStatus::Success {
             return self.hold_back(status, host);
         }
