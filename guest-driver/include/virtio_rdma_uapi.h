@@ -115,13 +115,6 @@ struct virtio_rdma_uresp_clock {
 	__aligned_u64 wall_clock; /* ns since 1970 */
 };
 
-/* Device memory for mmap(2) of the uverbs file: whole, shared, readable and writable. */
-struct virtio_rdma_uresp_query_dm {
-	__aligned_u64 offset;
-	__aligned_u64 map_bytes; /* of the mapping: whole pages */
-	__aligned_u64 length; /* of the memory, as it was allocated */
-};
-
 /* The driver's own uverbs object, its methods, and the attributes of those. */
 #define VIRTIO_RDMA_UAPI_NS_SHIFT 12 /* UVERBS_ID_NS_SHIFT */
 enum virtio_rdma_uapi_objects {
@@ -133,8 +126,6 @@ enum virtio_rdma_uapi_methods {
 	VIRTIO_RDMA_METHOD_RING = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
 	/* With VIRTIO_RDMA_CAP_TIMESTAMP: reads the device's clocks. */
 	VIRTIO_RDMA_METHOD_QUERY_CLOCK,
-	/* Where device memory can be mapped. */
-	VIRTIO_RDMA_METHOD_QUERY_DM,
 };
 
 enum virtio_rdma_uapi_ring_attrs {
@@ -144,11 +135,6 @@ enum virtio_rdma_uapi_ring_attrs {
 enum virtio_rdma_uapi_query_clock_attrs {
 	/* struct virtio_rdma_uresp_clock, out */
 	VIRTIO_RDMA_ATTR_CLOCK_ANSWER = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
-};
-
-enum virtio_rdma_uapi_query_dm_attrs {
-	VIRTIO_RDMA_ATTR_QUERY_DM_HANDLE = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT), /* of the core, in */
-	VIRTIO_RDMA_ATTR_QUERY_DM_ANSWER, /* struct virtio_rdma_uresp_query_dm, out */
 };
 
 #endif

@@ -16,10 +16,11 @@
 #define VRDMA_ACCESS_FLUSH 0
 #endif
 
+static int vrdma_check_access(struct vrdma_hca *hca, int access);
 static int vrdma_list_umem(struct vrdma_hca *hca, struct vrdma_page_list *list,
 			   struct ib_umem *umem, __le64 *offset);
-static int vrdma_reg_umem(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,
-			  int access);
+static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,
+			int access);
 static int vrdma_rereg_mr(struct vrdma_hca *hca, struct vrdma_mr *mr,
 			  struct virtio_rdma_rereg_mr_request *request, struct ib_umem *umem);
 
@@ -110,7 +111,7 @@ struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 i
 		err = PTR_ERR(mr->umem);
 		goto err_free;
 	}
-	err = vrdma_reg_umem(to_vpd(ibpd), mr, iova, length, access);
+	err = vrdma_reg_mr(to_vpd(ibpd), mr, iova, length, access);
 	if (err)
 		goto err_umem;
 	mutex_init(&mr->lock);
@@ -247,15 +248,17 @@ u32 vrdma_access_to_wire(int access)
 	return access & VRDMA_MR_ACCESS;
 }
 
-static int vrdma_reg_umem(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,
-			  int access)
+static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,
+			int access)
 {
 	struct vrdma_hca *hca = to_vhca(pd->ibpd.device);
 	struct virtio_rdma_reg_mr_request request = {
+		.pdn = cpu_to_le32(pd->pdn),
 		.access = cpu_to_le32(vrdma_access_to_wire(access)),
 		.iova = cpu_to_le64(iova),
 		.length = cpu_to_le64(length),
 	};
+	struct virtio_rdma_mr_answer answer;
 	struct vrdma_page_list list;
 	int err;
 
@@ -263,23 +266,12 @@ static int vrdma_reg_umem(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u6
 	if (err)
 		return err;
 	request.pages = list.wire;
-	err = vrdma_reg_mr(pd, mr, &request);
+	err = vrdma_command(hca->vd, VIRTIO_RDMA_CMD_REG_MR, &request, sizeof(request), &answer,
+			    sizeof(answer));
 	vrdma_page_list_free(hca->vd, &list);
-	return err;
-}
-
-/* What is in the request but the PD is the caller's; fills in the MR's number and keys. */
-int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr,
-		 struct virtio_rdma_reg_mr_request *request)
-{
-	struct virtio_rdma_mr_answer answer;
-	int err;
-
-	request->pdn = cpu_to_le32(pd->pdn);
-	err = vrdma_command(to_vhca(pd->ibpd.device)->vd, VIRTIO_RDMA_CMD_REG_MR, request,
-			    sizeof(*request), &answer, sizeof(answer));
 	if (err)
 		return err;
+
 	mr->mrn = le32_to_cpu(answer.mrn);
 	mr->ibmr.lkey = le32_to_cpu(answer.lkey);
 	mr->ibmr.rkey = le32_to_cpu(answer.rkey);
@@ -315,7 +307,7 @@ out:
 	return err;
 }
 
-int vrdma_check_access(struct vrdma_hca *hca, int access)
+static int vrdma_check_access(struct vrdma_hca *hca, int access)
 {
 	if (access & ~(VRDMA_MR_ACCESS | IB_ACCESS_OPTIONAL))
 		return -EOPNOTSUPP;

@@ -79,21 +79,14 @@ void vrdma_buf_free(struct vrdma_vdev *vd, struct vrdma_buf *buf)
 int vrdma_page_list_of_buf(struct vrdma_vdev *vd, struct vrdma_page_list *list,
 			   const struct vrdma_buf *buf)
 {
-	return vrdma_page_list_of_part(vd, list, buf, 0, buf->num_pages);
-}
-
-/* `num` pages of the buffer, from `first` on. */
-int vrdma_page_list_of_part(struct vrdma_vdev *vd, struct vrdma_page_list *list,
-			    const struct vrdma_buf *buf, u32 first, u32 num)
-{
 	int err;
 	u32 i;
 
-	err = vrdma_page_list_start(list, num, PAGE_SHIFT);
+	err = vrdma_page_list_start(list, buf->num_pages, PAGE_SHIFT);
 	if (err)
 		return err;
-	for (i = 0; i < num; i++)
-		vrdma_page_list_put(list, i, buf->dma[first + i]);
+	for (i = 0; i < buf->num_pages; i++)
+		vrdma_page_list_put(list, i, buf->dma[i]);
 	return vrdma_page_list_finish(vd, list);
 }
 

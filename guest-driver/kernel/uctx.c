@@ -24,6 +24,13 @@
 /* Slots of a UAR of one page. */
 #define VRDMA_SLOTS_OF(bytes) (((bytes) - VIRTIO_RDMA_UAR_BITMAP_OFFSET) * BITS_PER_BYTE)
 
+struct vrdma_mmap_entry {
+	struct rdma_user_mmap_entry rdma;
+	struct page *pages; /* memory; else: */
+	phys_addr_t io;
+	bool writable;
+};
+
 static int vrdma_uar_try(struct vrdma_hca *hca, struct vrdma_uar *uar, unsigned int order);
 static void vrdma_uar_free_pages(struct vrdma_vdev *vd, struct vrdma_uar *uar);
 static int vrdma_add_mmap_entries(struct vrdma_hca *hca, struct vrdma_ucontext *uctx);
@@ -136,7 +143,7 @@ int vrdma_mmap(struct ib_ucontext *ibuc, struct vm_area_struct *vma)
 	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC) ||
 	    (!entry->writable && (vma->vm_flags & VM_WRITE))) {
 		err = -EPERM;
-	} else if (entry->buf.pages || entry->block) {
+	} else if (entry->pages) {
 		vm_flags_clear(vma, VM_MAYEXEC);
 		if (!entry->writable)
 			vm_flags_clear(vma, VM_MAYWRITE);
@@ -152,11 +159,7 @@ int vrdma_mmap(struct ib_ucontext *ibuc, struct vm_area_struct *vma)
 
 void vrdma_mmap_free(struct rdma_user_mmap_entry *rdma_entry)
 {
-	struct vrdma_mmap_entry *entry = container_of(rdma_entry, struct vrdma_mmap_entry, rdma);
-
-	if (entry->buf.pages)
-		vrdma_buf_free(to_vhca(rdma_entry->ucontext->device)->vd, &entry->buf);
-	kfree(entry);
+	kfree(container_of(rdma_entry, struct vrdma_mmap_entry, rdma));
 }
 
 static int UVERBS_HANDLER(VIRTIO_RDMA_METHOD_RING)(struct uverbs_attr_bundle *attrs)
@@ -201,18 +204,6 @@ static int UVERBS_HANDLER(VIRTIO_RDMA_METHOD_QUERY_CLOCK)(struct uverbs_attr_bun
 					     sizeof(resp));
 }
 
-static int UVERBS_HANDLER(VIRTIO_RDMA_METHOD_QUERY_DM)(struct uverbs_attr_bundle *attrs)
-{
-	struct ib_dm *ibdm = uverbs_attr_get_obj(attrs, VIRTIO_RDMA_ATTR_QUERY_DM_HANDLE);
-	struct virtio_rdma_uresp_query_dm resp = {};
-
-	if (IS_ERR(ibdm))
-		return PTR_ERR(ibdm);
-	vrdma_query_dm(ibdm, &resp);
-	return uverbs_copy_to_struct_or_zero(attrs, VIRTIO_RDMA_ATTR_QUERY_DM_ANSWER, &resp,
-					     sizeof(resp));
-}
-
 DECLARE_UVERBS_NAMED_METHOD(VIRTIO_RDMA_METHOD_RING,
 			    UVERBS_ATTR_PTR_IN(VIRTIO_RDMA_ATTR_RING_VECTOR,
 					       UVERBS_ATTR_TYPE(u32), UA_MANDATORY));
@@ -223,19 +214,9 @@ DECLARE_UVERBS_NAMED_METHOD(VIRTIO_RDMA_METHOD_QUERY_CLOCK,
 								   wall_clock),
 						UA_MANDATORY));
 
-DECLARE_UVERBS_NAMED_METHOD(VIRTIO_RDMA_METHOD_QUERY_DM,
-			    UVERBS_ATTR_IDR(VIRTIO_RDMA_ATTR_QUERY_DM_HANDLE, UVERBS_OBJECT_DM,
-					    UVERBS_ACCESS_READ, UA_MANDATORY),
-			    UVERBS_ATTR_PTR_OUT(VIRTIO_RDMA_ATTR_QUERY_DM_ANSWER,
-						UVERBS_ATTR_STRUCT(
-							struct virtio_rdma_uresp_query_dm,
-							length),
-						UA_MANDATORY));
-
 DECLARE_UVERBS_GLOBAL_METHODS(VIRTIO_RDMA_OBJECT_DOORBELL,
 			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_RING),
-			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_QUERY_CLOCK),
-			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_QUERY_DM));
+			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_QUERY_CLOCK));
 
 const struct uapi_definition vrdma_uapi[] = {
 	UAPI_DEF_CHAIN_OBJ_TREE_NAMED(VIRTIO_RDMA_OBJECT_DOORBELL),
@@ -343,7 +324,7 @@ static struct rdma_user_mmap_entry *vrdma_add_mmap_entry(struct vrdma_ucontext *
 	entry = kzalloc(sizeof(*entry), GFP_KERNEL);
 	if (!entry)
 		return NULL;
-	entry->block = pages;
+	entry->pages = pages;
 	entry->io = io;
 	entry->writable = writable;
 	if (rdma_user_mmap_entry_insert_exact(&uctx->ibuc, &entry->rdma, bytes, pgoff)) {
@@ -359,9 +340,7 @@ static int vrdma_mmap_pages(struct vrdma_mmap_entry *entry, struct vm_area_struc
 	int err;
 
 	for (i = 0; i < vma_pages(vma); i++) {
-		err = vm_insert_page(vma, vma->vm_start + i * PAGE_SIZE,
-				     entry->buf.pages ? entry->buf.pages[i] :
-							entry->block + i);
+		err = vm_insert_page(vma, vma->vm_start + i * PAGE_SIZE, entry->pages + i);
 		if (err)
 			return err;
 	}

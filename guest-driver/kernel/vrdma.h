@@ -111,7 +111,6 @@ struct vrdma_hca {
 	u32 generation;
 	u32 max_slots; /* of all UARs together */
 	atomic_t slots; /* of the UARs that there are */
-	atomic_t dm_pages; /* of device memory in use */
 	u64 capabilities; /* agreed in INIT */
 	struct virtio_rdma_device_attr attr;
 	struct virtio_rdma_port_attr port;
@@ -168,22 +167,6 @@ struct vrdma_mr {
 	u32 max_pages;
 	u32 num_pages;
 	u32 offset; /* of the first byte in its page */
-};
-
-struct vrdma_mmap_entry {
-	struct rdma_user_mmap_entry rdma;
-	struct vrdma_buf buf; /* device memory, which ends with the entry; or: */
-	struct page *block; /* contiguous memory; or: */
-	phys_addr_t io;
-	bool writable;
-};
-
-/* Device memory (dm.c). */
-struct vrdma_dm {
-	struct ib_dm ibdm;
-	u32 length;
-	/* Has the memory: an mmap under way may have it longer than the process has the object. */
-	struct vrdma_mmap_entry *entry;
 };
 
 struct vrdma_mw {
@@ -296,8 +279,6 @@ int vrdma_buf_alloc(struct vrdma_vdev *vd, struct vrdma_buf *buf, size_t bytes);
 void vrdma_buf_free(struct vrdma_vdev *vd, struct vrdma_buf *buf);
 int vrdma_page_list_of_buf(struct vrdma_vdev *vd, struct vrdma_page_list *list,
 			   const struct vrdma_buf *buf);
-int vrdma_page_list_of_part(struct vrdma_vdev *vd, struct vrdma_page_list *list,
-			    const struct vrdma_buf *buf, u32 first, u32 num);
 int vrdma_page_list_of_umem(struct vrdma_vdev *vd, struct vrdma_page_list *list,
 			    struct ib_umem *umem, unsigned long page_size);
 void vrdma_page_list_free(struct vrdma_vdev *vd, struct vrdma_page_list *list);
@@ -355,9 +336,6 @@ struct ib_mr *vrdma_rereg_user_mr(struct ib_mr *ibmr, int flags, u64 start, u64 
 				  int access, struct ib_pd *ibpd, struct ib_udata *udata);
 int vrdma_dereg_mr(struct ib_mr *ibmr, struct ib_udata *udata);
 u32 vrdma_access_to_wire(int access);
-int vrdma_check_access(struct vrdma_hca *hca, int access);
-int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr,
-		 struct virtio_rdma_reg_mr_request *request);
 int vrdma_alloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
 int vrdma_dealloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
 
@@ -367,15 +345,6 @@ int vrdma_map_mr_sg(struct ib_mr *ibmr, struct scatterlist *sg, int sg_nents,
 		    unsigned int *sg_offset);
 int vrdma_alloc_mw(struct ib_mw *ibmw, struct ib_udata *udata);
 int vrdma_dealloc_mw(struct ib_mw *ibmw);
-
-/* dm.c */
-u64 vrdma_max_dm_size(const struct vrdma_hca *hca);
-struct ib_dm *vrdma_alloc_dm(struct ib_device *ibdev, struct ib_ucontext *ibuc,
-			     struct ib_dm_alloc_attr *attr, struct uverbs_attr_bundle *attrs);
-int vrdma_dealloc_dm(struct ib_dm *ibdm, struct uverbs_attr_bundle *attrs);
-struct ib_mr *vrdma_reg_dm_mr(struct ib_pd *ibpd, struct ib_dm *ibdm, struct ib_dm_mr_attr *attr,
-			      struct uverbs_attr_bundle *attrs);
-void vrdma_query_dm(struct ib_dm *ibdm, struct virtio_rdma_uresp_query_dm *resp);
 
 /* mcast.c */
 int vrdma_attach_mcast(struct ib_qp *ibqp, union ib_gid *gid, u16 lid);
@@ -457,11 +426,6 @@ static inline struct vrdma_pd *to_vpd(struct ib_pd *ibpd)
 static inline struct vrdma_xrcd *to_vxrcd(struct ib_xrcd *ibxrcd)
 {
 	return container_of(ibxrcd, struct vrdma_xrcd, ibxrcd);
-}
-
-static inline struct vrdma_dm *to_vdm(struct ib_dm *ibdm)
-{
-	return container_of(ibdm, struct vrdma_dm, ibdm);
 }
 
 static inline struct vrdma_mw *to_vmw(struct ib_mw *ibmw)
