@@ -161,6 +161,8 @@ abi_structs! {
         pub max_cq_period: Le16,
         /// Zero.
         pub reserved1: Le32,
+        /// Bytes of device memory, of all pieces together.
+        pub max_dm_size: Le64,
     }
 
     /// Answer to QUERY_CLOCK: both clocks, read together.
@@ -357,6 +359,44 @@ abi_structs! {
         pub mw_type: Le32,
     }
 
+    /// ALLOC_DM: memory of the device's own.
+    pub struct AllocDmRequest {
+        /// Bytes: 1 to `max_dm_size`.
+        pub length: Le64,
+    }
+
+    /// COPY_DM: between device memory and memory of the driver.
+    pub struct CopyDmRequest {
+        /// The device memory.
+        pub dmn: Le32,
+        /// 0: out of the device memory; 1: into it.
+        pub write: u8,
+        /// Zero.
+        pub reserved: [u8; 3],
+        /// Of the first byte in the device memory.
+        pub dm_offset: Le64,
+        /// Bytes: 1 to `max_dm_size`.
+        pub length: Le64,
+        /// The driver's memory, in which the bytes begin with the first page.
+        pub pages: PageList,
+    }
+
+    /// REG_DM_MR: an MR of device memory, whose first byte has the address 0.
+    pub struct RegDmMrRequest {
+        /// The PD.
+        pub pdn: Le32,
+        /// `ACCESS_*`.
+        pub access: Le32,
+        /// The device memory.
+        pub dmn: Le32,
+        /// Zero.
+        pub reserved: Le32,
+        /// Of the first byte in the device memory.
+        pub offset: Le64,
+        /// Bytes: 0 to the end of the device memory.
+        pub length: Le64,
+    }
+
     /// Answer to ALLOC_MW.
     pub struct MwAnswer {
         /// The window's number, for DEALLOC_MW.
@@ -371,7 +411,7 @@ abi_structs! {
         pub mrn: Le32,
         /// Local key.
         pub lkey: Le32,
-        /// Remote key; 0 when no remote access is allowed.
+        /// Remote key; also where no remote access is allowed, for REREG_MR may allow it.
         pub rkey: Le32,
         /// Zero.
         pub reserved: Le32,

@@ -74,6 +74,14 @@
 #define VIRTIO_RDMA_CMD_ALLOC_MW 0x48u
 /* `NumberRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_DEALLOC_MW 0x49u
+/* `AllocDmRequest`, `NumberAnswer`. */
+#define VIRTIO_RDMA_CMD_ALLOC_DM 0x4au
+/* `NumberRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_FREE_DM 0x4bu
+/* `CopyDmRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_COPY_DM 0x4cu
+/* `RegDmMrRequest`, `MrAnswer`. */
+#define VIRTIO_RDMA_CMD_REG_DM_MR 0x4du
 /* `CreateCqRequest`, `NumberAnswer`. */
 #define VIRTIO_RDMA_CMD_CREATE_CQ 0x50u
 /* `NumberRequest`, no answer. */
@@ -164,6 +172,8 @@
 #define VIRTIO_RDMA_CAP_FLUSH 0x1000u
 /* `LOCAL_DMA_LKEY`. */
 #define VIRTIO_RDMA_CAP_LOCAL_DMA_LKEY 0x2000u
+/* ALLOC_DM, FREE_DM, COPY_DM, REG_DM_MR. */
+#define VIRTIO_RDMA_CAP_DEVICE_MEMORY 0x4000u
 
 /* Flags of an `AhEntry`. */
 /* The entry is in use. */
@@ -712,8 +722,10 @@ struct virtio_rdma_device_attr {
 	__le16 max_cq_period;
 	/* Zero. */
 	__le32 reserved1;
+	/* Bytes of device memory, of all pieces together. */
+	__le64 max_dm_size;
 };
-static_assert(sizeof(struct virtio_rdma_device_attr) == 184, "size of virtio_rdma_device_attr");
+static_assert(sizeof(struct virtio_rdma_device_attr) == 192, "size of virtio_rdma_device_attr");
 static_assert(offsetof(struct virtio_rdma_device_attr, node_guid) == 0, "offset of virtio_rdma_device_attr.node_guid");
 static_assert(offsetof(struct virtio_rdma_device_attr, sys_image_guid) == 8, "offset of virtio_rdma_device_attr.sys_image_guid");
 static_assert(offsetof(struct virtio_rdma_device_attr, fw_ver) == 16, "offset of virtio_rdma_device_attr.fw_ver");
@@ -755,6 +767,7 @@ static_assert(offsetof(struct virtio_rdma_device_attr, max_total_mcast_qp_attach
 static_assert(offsetof(struct virtio_rdma_device_attr, max_cq_count) == 176, "offset of virtio_rdma_device_attr.max_cq_count");
 static_assert(offsetof(struct virtio_rdma_device_attr, max_cq_period) == 178, "offset of virtio_rdma_device_attr.max_cq_period");
 static_assert(offsetof(struct virtio_rdma_device_attr, reserved1) == 180, "offset of virtio_rdma_device_attr.reserved1");
+static_assert(offsetof(struct virtio_rdma_device_attr, max_dm_size) == 184, "offset of virtio_rdma_device_attr.max_dm_size");
 
 /* Answer to QUERY_CLOCK: both clocks, read together. */
 struct virtio_rdma_clock_answer {
@@ -1038,6 +1051,60 @@ static_assert(sizeof(struct virtio_rdma_alloc_mw_request) == 8, "size of virtio_
 static_assert(offsetof(struct virtio_rdma_alloc_mw_request, pdn) == 0, "offset of virtio_rdma_alloc_mw_request.pdn");
 static_assert(offsetof(struct virtio_rdma_alloc_mw_request, mw_type) == 4, "offset of virtio_rdma_alloc_mw_request.mw_type");
 
+/* ALLOC_DM: memory of the device's own. */
+struct virtio_rdma_alloc_dm_request {
+	/* Bytes: 1 to `max_dm_size`. */
+	__le64 length;
+};
+static_assert(sizeof(struct virtio_rdma_alloc_dm_request) == 8, "size of virtio_rdma_alloc_dm_request");
+static_assert(offsetof(struct virtio_rdma_alloc_dm_request, length) == 0, "offset of virtio_rdma_alloc_dm_request.length");
+
+/* COPY_DM: between device memory and memory of the driver. */
+struct virtio_rdma_copy_dm_request {
+	/* The device memory. */
+	__le32 dmn;
+	/* 0: out of the device memory; 1: into it. */
+	__u8 write;
+	/* Zero. */
+	__u8 reserved[3];
+	/* Of the first byte in the device memory. */
+	__le64 dm_offset;
+	/* Bytes: 1 to `max_dm_size`. */
+	__le64 length;
+	/* The driver's memory, in which the bytes begin with the first page. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_copy_dm_request) == 40, "size of virtio_rdma_copy_dm_request");
+static_assert(offsetof(struct virtio_rdma_copy_dm_request, dmn) == 0, "offset of virtio_rdma_copy_dm_request.dmn");
+static_assert(offsetof(struct virtio_rdma_copy_dm_request, write) == 4, "offset of virtio_rdma_copy_dm_request.write");
+static_assert(offsetof(struct virtio_rdma_copy_dm_request, reserved) == 5, "offset of virtio_rdma_copy_dm_request.reserved");
+static_assert(offsetof(struct virtio_rdma_copy_dm_request, dm_offset) == 8, "offset of virtio_rdma_copy_dm_request.dm_offset");
+static_assert(offsetof(struct virtio_rdma_copy_dm_request, length) == 16, "offset of virtio_rdma_copy_dm_request.length");
+static_assert(offsetof(struct virtio_rdma_copy_dm_request, pages) == 24, "offset of virtio_rdma_copy_dm_request.pages");
+
+/* REG_DM_MR: an MR of device memory, whose first byte has the address 0. */
+struct virtio_rdma_reg_dm_mr_request {
+	/* The PD. */
+	__le32 pdn;
+	/* `ACCESS_*`. */
+	__le32 access;
+	/* The device memory. */
+	__le32 dmn;
+	/* Zero. */
+	__le32 reserved;
+	/* Of the first byte in the device memory. */
+	__le64 offset;
+	/* Bytes: 0 to the end of the device memory. */
+	__le64 length;
+};
+static_assert(sizeof(struct virtio_rdma_reg_dm_mr_request) == 32, "size of virtio_rdma_reg_dm_mr_request");
+static_assert(offsetof(struct virtio_rdma_reg_dm_mr_request, pdn) == 0, "offset of virtio_rdma_reg_dm_mr_request.pdn");
+static_assert(offsetof(struct virtio_rdma_reg_dm_mr_request, access) == 4, "offset of virtio_rdma_reg_dm_mr_request.access");
+static_assert(offsetof(struct virtio_rdma_reg_dm_mr_request, dmn) == 8, "offset of virtio_rdma_reg_dm_mr_request.dmn");
+static_assert(offsetof(struct virtio_rdma_reg_dm_mr_request, reserved) == 12, "offset of virtio_rdma_reg_dm_mr_request.reserved");
+static_assert(offsetof(struct virtio_rdma_reg_dm_mr_request, offset) == 16, "offset of virtio_rdma_reg_dm_mr_request.offset");
+static_assert(offsetof(struct virtio_rdma_reg_dm_mr_request, length) == 24, "offset of virtio_rdma_reg_dm_mr_request.length");
+
 /* Answer to ALLOC_MW. */
 struct virtio_rdma_mw_answer {
 	/* The window's number, for DEALLOC_MW. */
@@ -1055,7 +1122,7 @@ struct virtio_rdma_mr_answer {
 	__le32 mrn;
 	/* Local key. */
 	__le32 lkey;
-	/* Remote key; 0 when no remote access is allowed. */
+	/* Remote key; also where no remote access is allowed, for REREG_MR may allow it. */
 	__le32 rkey;
 	/* Zero. */
 	__le32 reserved;

@@ -115,6 +115,15 @@ struct virtio_rdma_uresp_clock {
 	__aligned_u64 wall_clock; /* ns since 1970 */
 };
 
+/* A copy between device memory and memory of the process: COPY_DM. */
+struct virtio_rdma_ureq_copy_dm {
+	__aligned_u64 addr; /* of the process's memory */
+	__aligned_u64 offset; /* in the device memory; this and the length are multiples of 4 */
+	__aligned_u64 length;
+	__u32 write; /* 0: out of the device memory, 1: into it */
+	__u32 reserved;
+};
+
 /* The driver's own uverbs object, its methods, and the attributes of those. */
 #define VIRTIO_RDMA_UAPI_NS_SHIFT 12 /* UVERBS_ID_NS_SHIFT */
 enum virtio_rdma_uapi_objects {
@@ -126,6 +135,8 @@ enum virtio_rdma_uapi_methods {
 	VIRTIO_RDMA_METHOD_RING = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
 	/* With VIRTIO_RDMA_CAP_TIMESTAMP: reads the device's clocks. */
 	VIRTIO_RDMA_METHOD_QUERY_CLOCK,
+	/* Of the core's object for device memory. */
+	VIRTIO_RDMA_METHOD_COPY_DM,
 };
 
 enum virtio_rdma_uapi_ring_attrs {
@@ -135,6 +146,19 @@ enum virtio_rdma_uapi_ring_attrs {
 enum virtio_rdma_uapi_query_clock_attrs {
 	/* struct virtio_rdma_uresp_clock, out */
 	VIRTIO_RDMA_ATTR_CLOCK_ANSWER = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
+};
+
+/* Of the core's method that tells what a context is. */
+enum virtio_rdma_uapi_query_context_attrs {
+	/* struct virtio_rdma_uresp_alloc_ucontext, out */
+	VIRTIO_RDMA_ATTR_CONTEXT_ANSWER = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
+};
+
+enum virtio_rdma_uapi_copy_dm_attrs {
+	/* The device memory. */
+	VIRTIO_RDMA_ATTR_COPY_DM_HANDLE = (1U << VIRTIO_RDMA_UAPI_NS_SHIFT),
+	/* struct virtio_rdma_ureq_copy_dm, in */
+	VIRTIO_RDMA_ATTR_COPY_DM_REQUEST,
 };
 
 #endif

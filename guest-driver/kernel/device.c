@@ -146,6 +146,8 @@ static void vrdma_copy_device_attr(struct ib_device_attr *attr, const struct vrd
 		attr->timestamp_mask = U64_MAX;
 		attr->hca_core_clock = le64_to_cpu(wire->hca_core_clock);
 	}
+	if (hca->capabilities & VIRTIO_RDMA_CAP_DEVICE_MEMORY)
+		attr->max_dm_size = le64_to_cpu(wire->max_dm_size);
 	vrdma_set_cap_flags(attr, hca);
 }
 
@@ -180,6 +182,7 @@ const struct ib_device_ops vrdma_device_ops = {
 	.uverbs_abi_ver = VIRTIO_RDMA_UVERBS_ABI_VERSION,
 
 	.add_gid = vrdma_add_gid,
+	.alloc_dm = vrdma_alloc_dm,
 	.alloc_hw_port_stats = vrdma_alloc_hw_port_stats,
 	.alloc_mr = vrdma_alloc_mr,
 	.alloc_mw = vrdma_alloc_mw,
@@ -192,6 +195,7 @@ const struct ib_device_ops vrdma_device_ops = {
 	.create_qp = vrdma_create_qp,
 	.create_srq = vrdma_create_srq,
 	.create_user_ah = vrdma_create_ah,
+	.dealloc_dm = vrdma_dealloc_dm,
 	.dealloc_mw = vrdma_dealloc_mw,
 	.dealloc_pd = vrdma_dealloc_pd,
 	.dealloc_ucontext = vrdma_dealloc_ucontext,
@@ -230,7 +234,9 @@ const struct ib_device_ops vrdma_device_ops = {
 	.query_pkey = vrdma_query_pkey,
 	.query_port = vrdma_query_port,
 	.query_qp = vrdma_query_qp,
+	.query_ucontext = vrdma_query_ucontext,
 	.query_srq = vrdma_query_srq,
+	.reg_dm_mr = vrdma_reg_dm_mr,
 	.reg_user_mr = vrdma_reg_user_mr,
 	.req_notify_cq = vrdma_req_notify_cq,
 	.rereg_user_mr = vrdma_rereg_user_mr,

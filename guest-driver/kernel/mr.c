@@ -16,7 +16,6 @@
 #define VRDMA_ACCESS_FLUSH 0
 #endif
 
-static int vrdma_check_access(struct vrdma_hca *hca, int access);
 static int vrdma_list_umem(struct vrdma_hca *hca, struct vrdma_page_list *list,
 			   struct ib_umem *umem, __le64 *offset);
 static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,
@@ -307,7 +306,8 @@ out:
 	return err;
 }
 
-static int vrdma_check_access(struct vrdma_hca *hca, int access)
+/* Whether the device has the rights. */
+int vrdma_check_access(struct vrdma_hca *hca, int access)
 {
 	if (access & ~(VRDMA_MR_ACCESS | IB_ACCESS_OPTIONAL))
 		return -EOPNOTSUPP;

@@ -31,6 +31,8 @@ struct vrdma_mmap_entry {
 	bool writable;
 };
 
+static void vrdma_describe_ucontext(struct vrdma_ucontext *uctx,
+				    struct virtio_rdma_uresp_alloc_ucontext *resp);
 static int vrdma_uar_try(struct vrdma_hca *hca, struct vrdma_uar *uar, unsigned int order);
 static void vrdma_uar_free_pages(struct vrdma_vdev *vd, struct vrdma_uar *uar);
 static int vrdma_add_mmap_entries(struct vrdma_hca *hca, struct vrdma_ucontext *uctx);
@@ -74,7 +76,6 @@ int vrdma_alloc_ucontext(struct ib_ucontext *ibuc, struct ib_udata *udata)
 	struct vrdma_hca *hca = to_vhca(ibuc->device);
 	struct vrdma_ucontext *uctx = to_vucontext(ibuc);
 	struct virtio_rdma_uresp_alloc_ucontext resp = {};
-	struct vrdma_vdev *vd = hca->vd;
 	int err;
 
 	err = vrdma_uar_create(hca, &uctx->uar, le32_to_cpu(hca->attr.max_qp));
@@ -84,22 +85,7 @@ int vrdma_alloc_ucontext(struct ib_ucontext *ibuc, struct ib_udata *udata)
 	if (err)
 		goto err_entries;
 
-	resp.uar_offset = rdma_user_mmap_get_offset(uctx->uar_entry);
-	resp.status_offset = rdma_user_mmap_get_offset(uctx->status_entry);
-	if (uctx->doorbell_entries)
-		resp.doorbell_offset = rdma_user_mmap_get_offset(uctx->doorbell_entries[0]);
-	resp.uar_bytes = PAGE_SIZE << uctx->uar.order;
-	resp.num_comp_vectors = vd->num_vectors;
-	resp.max_inline = le32_to_cpu(hca->attr.max_inline);
-	resp.max_send_sge = le32_to_cpu(hca->attr.max_send_sge);
-	resp.max_recv_sge = le32_to_cpu(hca->attr.max_recv_sge);
-	resp.max_qp_wr = le32_to_cpu(hca->attr.max_qp_wr);
-	resp.max_cqe = le32_to_cpu(hca->attr.max_cqe);
-	if (hca->capabilities & VIRTIO_RDMA_CAP_SRQ) {
-		resp.max_srq_wr = le32_to_cpu(hca->attr.max_srq_wr);
-		resp.max_srq_sge = le32_to_cpu(hca->attr.max_srq_sge);
-	}
-	resp.capabilities = hca->capabilities;
+	vrdma_describe_ucontext(uctx, &resp);
 	err = ib_copy_to_udata(udata, &resp, min(sizeof(resp), udata->outlen));
 	if (err)
 		goto err_entries;
@@ -109,6 +95,40 @@ err_entries:
 	vrdma_remove_mmap_entries(hca, uctx);
 	vrdma_uar_destroy(hca, &uctx->uar);
 	return err;
+}
+
+/* For a process that was given the context's file by another. */
+int vrdma_query_ucontext(struct ib_ucontext *ibuc, struct uverbs_attr_bundle *attrs)
+{
+	struct virtio_rdma_uresp_alloc_ucontext resp = {};
+
+	vrdma_describe_ucontext(to_vucontext(ibuc), &resp);
+	return uverbs_copy_to_struct_or_zero(attrs, VIRTIO_RDMA_ATTR_CONTEXT_ANSWER, &resp,
+					     sizeof(resp));
+}
+
+static void vrdma_describe_ucontext(struct vrdma_ucontext *uctx,
+				    struct virtio_rdma_uresp_alloc_ucontext *resp)
+{
+	struct vrdma_hca *hca = to_vhca(uctx->ibuc.device);
+	struct vrdma_vdev *vd = hca->vd;
+
+	resp->uar_offset = rdma_user_mmap_get_offset(uctx->uar_entry);
+	resp->status_offset = rdma_user_mmap_get_offset(uctx->status_entry);
+	if (uctx->doorbell_entries)
+		resp->doorbell_offset = rdma_user_mmap_get_offset(uctx->doorbell_entries[0]);
+	resp->uar_bytes = PAGE_SIZE << uctx->uar.order;
+	resp->num_comp_vectors = vd->num_vectors;
+	resp->max_inline = le32_to_cpu(hca->attr.max_inline);
+	resp->max_send_sge = le32_to_cpu(hca->attr.max_send_sge);
+	resp->max_recv_sge = le32_to_cpu(hca->attr.max_recv_sge);
+	resp->max_qp_wr = le32_to_cpu(hca->attr.max_qp_wr);
+	resp->max_cqe = le32_to_cpu(hca->attr.max_cqe);
+	if (hca->capabilities & VIRTIO_RDMA_CAP_SRQ) {
+		resp->max_srq_wr = le32_to_cpu(hca->attr.max_srq_wr);
+		resp->max_srq_sge = le32_to_cpu(hca->attr.max_srq_sge);
+	}
+	resp->capabilities = hca->capabilities;
 }
 
 void vrdma_dealloc_ucontext(struct ib_ucontext *ibuc)
@@ -214,12 +234,22 @@ DECLARE_UVERBS_NAMED_METHOD(VIRTIO_RDMA_METHOD_QUERY_CLOCK,
 								   wall_clock),
 						UA_MANDATORY));
 
+ADD_UVERBS_ATTRIBUTES_SIMPLE(vrdma_query_context, UVERBS_OBJECT_DEVICE,
+			     UVERBS_METHOD_QUERY_CONTEXT,
+			     UVERBS_ATTR_PTR_OUT(VIRTIO_RDMA_ATTR_CONTEXT_ANSWER,
+						 UVERBS_ATTR_STRUCT(
+							 struct virtio_rdma_uresp_alloc_ucontext,
+							 capabilities),
+						 UA_OPTIONAL));
+
 DECLARE_UVERBS_GLOBAL_METHODS(VIRTIO_RDMA_OBJECT_DOORBELL,
 			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_RING),
 			      &UVERBS_METHOD(VIRTIO_RDMA_METHOD_QUERY_CLOCK));
 
 const struct uapi_definition vrdma_uapi[] = {
 	UAPI_DEF_CHAIN_OBJ_TREE_NAMED(VIRTIO_RDMA_OBJECT_DOORBELL),
+	UAPI_DEF_CHAIN(vrdma_dm_uapi),
+	UAPI_DEF_CHAIN_OBJ_TREE(UVERBS_OBJECT_DEVICE, &vrdma_query_context),
 	{},
 };
 

@@ -302,6 +302,7 @@ int vrdma_del_gid(const struct ib_gid_attr *attr, void **context);
 extern const struct uapi_definition vrdma_uapi[];
 int vrdma_uar_create(struct vrdma_hca *hca, struct vrdma_uar *uar, u32 num_slots);
 void vrdma_uar_destroy(struct vrdma_hca *hca, struct vrdma_uar *uar);
+int vrdma_query_ucontext(struct ib_ucontext *ibuc, struct uverbs_attr_bundle *attrs);
 int vrdma_alloc_ucontext(struct ib_ucontext *ibuc, struct ib_udata *udata);
 void vrdma_dealloc_ucontext(struct ib_ucontext *ibuc);
 void vrdma_disassociate_ucontext(struct ib_ucontext *ibuc);
@@ -336,6 +337,7 @@ struct ib_mr *vrdma_rereg_user_mr(struct ib_mr *ibmr, int flags, u64 start, u64 
 				  int access, struct ib_pd *ibpd, struct ib_udata *udata);
 int vrdma_dereg_mr(struct ib_mr *ibmr, struct ib_udata *udata);
 u32 vrdma_access_to_wire(int access);
+int vrdma_check_access(struct vrdma_hca *hca, int access);
 int vrdma_alloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
 int vrdma_dealloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
 
@@ -345,6 +347,14 @@ int vrdma_map_mr_sg(struct ib_mr *ibmr, struct scatterlist *sg, int sg_nents,
 		    unsigned int *sg_offset);
 int vrdma_alloc_mw(struct ib_mw *ibmw, struct ib_udata *udata);
 int vrdma_dealloc_mw(struct ib_mw *ibmw);
+
+/* dm.c */
+struct ib_dm *vrdma_alloc_dm(struct ib_device *ibdev, struct ib_ucontext *context,
+			     struct ib_dm_alloc_attr *attr, struct uverbs_attr_bundle *attrs);
+int vrdma_dealloc_dm(struct ib_dm *ibdm, struct uverbs_attr_bundle *attrs);
+struct ib_mr *vrdma_reg_dm_mr(struct ib_pd *ibpd, struct ib_dm *ibdm, struct ib_dm_mr_attr *attr,
+			      struct uverbs_attr_bundle *attrs);
+extern const struct uapi_definition vrdma_dm_uapi[];
 
 /* mcast.c */
 int vrdma_attach_mcast(struct ib_qp *ibqp, union ib_gid *gid, u16 lid);

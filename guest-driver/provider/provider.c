@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <rdma/ib_user_ioctl_cmds.h>
+
 #include "vrdma.h"
 
 /* Size of the status page and distance of the vectors' doorbells, as the kernel maps them. */
@@ -176,6 +178,7 @@ static void vrdma_free_context(struct ibv_context *context)
 }
 
 static const struct verbs_context_ops vrdma_ops = {
+	.alloc_dm = vrdma_alloc_dm,
 	.alloc_mw = vrdma_alloc_mw,
 	.alloc_parent_domain = vrdma_alloc_parent_domain,
 	.alloc_pd = vrdma_alloc_pd,
@@ -200,7 +203,9 @@ static const struct verbs_context_ops vrdma_ops = {
 	.destroy_srq = vrdma_destroy_srq,
 	.detach_mcast = ibv_cmd_detach_mcast,
 	.free_context = vrdma_free_context,
+	.free_dm = vrdma_free_dm,
 	.get_srq_num = vrdma_get_srq_num,
+	.import_dm = vrdma_import_dm,
 	.import_mr = vrdma_import_mr,
 	.import_pd = vrdma_import_pd,
 	.modify_cq = vrdma_modify_cq,
@@ -217,38 +222,60 @@ static const struct verbs_context_ops vrdma_ops = {
 	.query_qp = vrdma_query_qp,
 	.query_rt_values = vrdma_query_rt_values,
 	.query_srq = vrdma_query_srq,
+	.reg_dm_mr = vrdma_reg_dm_mr,
 	.reg_mr = vrdma_reg_mr,
 	.req_notify_cq = vrdma_req_notify_cq,
 	.rereg_mr = vrdma_rereg_mr,
 	.resize_cq = vrdma_resize_cq,
+	.unimport_dm = vrdma_unimport_dm,
 	.unimport_mr = vrdma_unimport_mr,
 	.unimport_pd = vrdma_unimport_pd,
 };
 
-static struct verbs_context *vrdma_alloc_context(struct ibv_device *device, int cmd_fd,
-						 void *private_data)
+/* A context of the kernel's own making, or one that the process has open already. */
+static int vrdma_get_context(struct vrdma_context *ctx, bool import)
 {
 	struct vrdma_get_context_resp resp = {};
 	struct ibv_get_context cmd = {};
+
+	if (import) {
+		DECLARE_COMMAND_BUFFER(attrs, UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_CONTEXT,
+				       1);
+		int err;
+
+		fill_attr_out_ptr(attrs, VIRTIO_RDMA_ATTR_CONTEXT_ANSWER, &resp.drv);
+		err = ibv_cmd_query_context(&ctx->ibv_ctx.context, attrs);
+		if (err)
+			return err;
+	} else {
+		int err = ibv_cmd_get_context(&ctx->ibv_ctx, &cmd, sizeof(cmd), &resp.ibv_resp,
+					      sizeof(resp));
+
+		if (err)
+			return err;
+	}
+	if (!vrdma_info_valid(&resp.drv)) {
+		verbs_err(&ctx->ibv_ctx, "the kernel driver's answer makes no sense\n");
+		return EPROTO;
+	}
+	ctx->info = resp.drv;
+	return 0;
+}
+
+static struct verbs_context *vrdma_open_context(struct ibv_device *device, int cmd_fd, bool import)
+{
 	struct vrdma_context *ctx;
 	int err;
 
-	(void)private_data;
 	ctx = verbs_init_and_alloc_context(device, cmd_fd, ctx, ibv_ctx, RDMA_DRIVER_UNKNOWN);
 	if (!ctx)
 		return NULL;
 	pthread_mutex_init(&ctx->qp_table_mutex, NULL);
 	ctx->page_size = (size_t)sysconf(_SC_PAGESIZE);
 
-	err = ibv_cmd_get_context(&ctx->ibv_ctx, &cmd, sizeof(cmd), &resp.ibv_resp, sizeof(resp));
+	err = vrdma_get_context(ctx, import);
 	if (err)
 		goto fail;
-	if (!vrdma_info_valid(&resp.drv)) {
-		verbs_err(&ctx->ibv_ctx, "the kernel driver's answer makes no sense\n");
-		err = EPROTO;
-		goto fail;
-	}
-	ctx->info = resp.drv;
 	err = vrdma_map_all(ctx, cmd_fd);
 	if (err)
 		goto fail;
@@ -263,6 +290,18 @@ fail:
 	free(ctx);
 	errno = err;
 	return NULL;
+}
+
+static struct verbs_context *vrdma_alloc_context(struct ibv_device *device, int cmd_fd,
+						 void *private_data)
+{
+	(void)private_data;
+	return vrdma_open_context(device, cmd_fd, false);
+}
+
+static struct verbs_context *vrdma_import_context(struct ibv_device *device, int cmd_fd)
+{
+	return vrdma_open_context(device, cmd_fd, true);
 }
 
 static struct verbs_device *vrdma_alloc_device(struct verbs_sysfs_dev *sysfs_dev)
@@ -283,6 +322,7 @@ static const struct verbs_device_ops vrdma_device_ops = {
 	.match_table = vrdma_match_table,
 	.alloc_context = vrdma_alloc_context,
 	.alloc_device = vrdma_alloc_device,
+	.import_context = vrdma_import_context,
 	.uninit_device = vrdma_uninit_device,
 };
 PROVIDER_DRIVER(virtio_rdma, vrdma_device_ops);

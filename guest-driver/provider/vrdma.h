@@ -261,6 +261,14 @@ struct ibv_mw *vrdma_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type);
 int vrdma_dealloc_mw(struct ibv_mw *mw);
 int vrdma_bind_mw(struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *bind);
 
+/* dm.c */
+struct ibv_dm *vrdma_alloc_dm(struct ibv_context *context, struct ibv_alloc_dm_attr *attr);
+int vrdma_free_dm(struct ibv_dm *dm);
+struct ibv_dm *vrdma_import_dm(struct ibv_context *context, uint32_t handle);
+void vrdma_unimport_dm(struct ibv_dm *dm);
+struct ibv_mr *vrdma_reg_dm_mr(struct ibv_pd *pd, struct ibv_dm *dm, uint64_t offset, size_t length,
+			       unsigned int access);
+
 /* ah.c */
 struct ibv_ah *vrdma_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr);
 int vrdma_destroy_ah(struct ibv_ah *ah);

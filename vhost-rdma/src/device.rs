@@ -46,6 +46,8 @@ pub mod limits {
     pub const MAX_AH: u32 = 65_536;
     /// SGEs of a WQE.
     pub const MAX_SGE: u32 = rdma_midlayer::work::MAX_SGE as u32;
+    /// Bytes of device memory.
+    pub const MAX_DM: u64 = 128 << 10;
     /// How many pages all MRs may list, for each page of guest memory.
     pub const MR_PAGES_PER_PAGE: u64 = 16;
     /// Pages that MRs may list in the smallest VM.

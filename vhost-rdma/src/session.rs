@@ -13,7 +13,7 @@ use rdma_midlayer::verbs::{Context, Cq, Mr, Mw, Pd, Qp};
 use rdma_midlayer::{MaySleep, rcu};
 
 use crate::ah::AhTable;
-use crate::control::{self, Status};
+use crate::control::{self, DmObject, Status};
 use crate::cq::CqPath;
 use crate::device::Device;
 use crate::door::{Door, Uar};
@@ -53,6 +53,8 @@ pub enum Lies {
     In(Box<[Identity]>),
     /// In all that there are (a DMA MR).
     Everywhere,
+    /// In this device memory.
+    Device(u32),
     /// Where the last WR_REG_MR said.
     Fast(Arc<FastMr>),
 }
@@ -105,6 +107,8 @@ pub struct Session {
     pub pds: HashMap<u32, PdObject>,
     /// MRs by number.
     pub mrs: HashMap<u32, MrObject>,
+    /// Device memory by number.
+    pub dms: HashMap<u32, DmObject>,
     /// Memory windows by number.
     pub mws: HashMap<u32, Arc<Mw>>,
     /// The MRs among them that WR_REG_MR is for.
@@ -133,6 +137,7 @@ impl Session {
             uars: HashMap::new(),
             pds: HashMap::new(),
             mrs: HashMap::new(),
+            dms: HashMap::new(),
             mws: HashMap::new(),
             fast,
             cqs: HashMap::new(),
@@ -173,6 +178,11 @@ impl Session {
     /// A number for a new MR.
     pub fn new_mrn(&mut self) -> u32 {
         Self::free_number(&mut self.next_number, &self.mrs)
+    }
+
+    /// A number for new device memory.
+    pub fn new_dmn(&mut self) -> u32 {
+        Self::free_number(&mut self.next_number, &self.dms)
     }
 
     /// A number for a new memory window.
@@ -287,6 +297,7 @@ impl Session {
             let kept = match &object.lies {
                 Lies::In(regions) if memory.holds(regions) => continue,
                 Lies::Fast(fast) if fast.is_held_by(memory) => continue,
+                Lies::Device(_) => continue,
                 Lies::In(_) | Lies::Fast(_) => None,
                 Lies::Everywhere => memory.all(),
             };

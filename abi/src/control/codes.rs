@@ -44,6 +44,14 @@ abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of e
     CMD_ALLOC_MW = 0x0048;
     /// `NumberRequest`, no answer.
     CMD_DEALLOC_MW = 0x0049;
+    /// `AllocDmRequest`, `NumberAnswer`.
+    CMD_ALLOC_DM = 0x004a;
+    /// `NumberRequest`, no answer.
+    CMD_FREE_DM = 0x004b;
+    /// `CopyDmRequest`, no answer.
+    CMD_COPY_DM = 0x004c;
+    /// `RegDmMrRequest`, `MrAnswer`.
+    CMD_REG_DM_MR = 0x004d;
     /// `CreateCqRequest`, `NumberAnswer`.
     CMD_CREATE_CQ = 0x0050;
     /// `NumberRequest`, no answer.
@@ -136,6 +144,8 @@ abi_consts! { CAP_CONSTS, "Capabilities, agreed in INIT", u64;
     CAP_FLUSH = 0x1000;
     /// `LOCAL_DMA_LKEY`.
     CAP_LOCAL_DMA_LKEY = 0x2000;
+    /// ALLOC_DM, FREE_DM, COPY_DM, REG_DM_MR.
+    CAP_DEVICE_MEMORY = 0x4000;
 }
 
 abi_consts! { AH_CONSTS, "Flags of an `AhEntry`", u32;

@@ -4,6 +4,7 @@
 //! Posting and polling are in `qp.rs` and `cq.rs`.
 
 mod cq;
+mod dm;
 mod keys;
 mod srq;
 

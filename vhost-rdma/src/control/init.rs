@@ -77,6 +77,7 @@ impl Call<'_> {
             | has(attr.max_mw > 0, abi::CAP_MW)
             | has(attr.local_dma_lkey, abi::CAP_LOCAL_DMA_LKEY)
             | abi::CAP_REREG_MR
+            | abi::CAP_DEVICE_MEMORY
     }
 
     pub(super) fn set_ah_table(mut self) -> Answer {

@@ -129,7 +129,7 @@ impl Call<'_> {
         if let Some(lies) = lies {
             (object.lies, object.pages) = (lies, pages);
         }
-        Ok(bytes(&mr_answer(mrn, &object.mr, rights_then)))
+        Ok(bytes(&mr_answer(mrn, &object.mr)))
     }
 
     pub(super) fn dereg_mr(mut self) -> Answer {
@@ -141,7 +141,9 @@ impl Call<'_> {
             session.fast.remove(object.key);
         }
         object.mr.dereg(cx)?;
-        session.mrs.remove(&number);
+        if let Some(MrObject { lies: Lies::Device(dmn), .. }) = session.mrs.remove(&number) {
+            session.dms.entry(dmn).and_modify(|dm| dm.forget(number));
+        }
         Ok(Vec::new())
     }
 }
@@ -171,14 +173,14 @@ fn kernel_pd(session: &mut Session, pdn: u32) -> Result<Arc<Pd>, Status> {
     Ok(object.pd.clone())
 }
 
-fn insert(
+pub(super) fn insert(
     session: &mut Session,
     mr: Arc<Mr>,
     lies: Lies,
     pages: u64,
     access: Access,
 ) -> abi::MrAnswer {
-    let answer = mr_answer(session.new_mrn(), &mr, access);
+    let answer = mr_answer(session.new_mrn(), &mr);
     let key = mr.lkey().0;
     session.mrs.insert(answer.mrn.get(), MrObject { mr, lies, key, access, pages });
     answer
@@ -201,12 +203,12 @@ pub(crate) fn access(bits: u32) -> Result<Access, Status> {
     (bits & !known == 0).then_some(Access(bits)).ok_or(INVALID)
 }
 
-/// An MR without remote rights has no remote key.
-fn mr_answer(number: u32, mr: &Mr, access: Access) -> abi::MrAnswer {
+/// Both keys, whatever the rights: those may change.
+fn mr_answer(number: u32, mr: &Mr) -> abi::MrAnswer {
     abi::MrAnswer {
         mrn: number.into(),
         lkey: mr.lkey().0.into(),
-        rkey: if access.is_remote() { mr.rkey().0 } else { 0 }.into(),
+        rkey: mr.rkey().0.into(),
         reserved: 0.into(),
     }
 }

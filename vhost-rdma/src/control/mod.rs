@@ -3,6 +3,7 @@
 //! hands each to its own function. What the commands mean is docs/virtio-rdma.md, "Control commands".
 
 mod cq;
+mod dm;
 mod init;
 mod memory;
 mod qp;
@@ -10,6 +11,7 @@ mod query;
 mod srq;
 mod window;
 
+pub(crate) use dm::DmObject;
 pub(crate) use memory::access;
 
 use rdma_midlayer::{Error, MaySleep};
@@ -146,6 +148,10 @@ impl Call<'_> {
             abi::CMD_REREG_MR => self.rereg_mr(),
             abi::CMD_ALLOC_MW => self.alloc_mw(),
             abi::CMD_DEALLOC_MW => self.dealloc_mw(),
+            abi::CMD_ALLOC_DM => self.alloc_dm(),
+            abi::CMD_FREE_DM => self.free_dm(),
+            abi::CMD_COPY_DM => self.copy_dm(),
+            abi::CMD_REG_DM_MR => self.reg_dm_mr(),
             abi::CMD_CREATE_CQ => self.create_cq(),
             abi::CMD_DESTROY_CQ => self.destroy_cq(),
             abi::CMD_RESIZE_CQ => self.resize_cq(),
@@ -193,14 +199,17 @@ fn answer_bytes(command: u16) -> usize {
         abi::CMD_QUERY_DEVICE => size_of::<abi::DeviceAttr>(),
         abi::CMD_QUERY_PORT => size_of::<abi::PortAttr>(),
         abi::CMD_QUERY_COUNTERS => size_of::<abi::Counters>(),
-        abi::CMD_REG_MR | abi::CMD_GET_DMA_MR | abi::CMD_ALLOC_MR | abi::CMD_REREG_MR => {
-            size_of::<abi::MrAnswer>()
-        }
+        abi::CMD_REG_MR
+        | abi::CMD_GET_DMA_MR
+        | abi::CMD_ALLOC_MR
+        | abi::CMD_REREG_MR
+        | abi::CMD_REG_DM_MR => size_of::<abi::MrAnswer>(),
         abi::CMD_ALLOC_MW => size_of::<abi::MwAnswer>(),
         abi::CMD_QUERY_CLOCK => size_of::<abi::ClockAnswer>(),
         abi::CMD_QUERY_QP => size_of::<abi::QpAttr>(),
         abi::CMD_QUERY_SRQ => size_of::<abi::SrqAttr>(),
         abi::CMD_CREATE_UAR
+        | abi::CMD_ALLOC_DM
         | abi::CMD_ALLOC_PD
         | abi::CMD_CREATE_CQ
         | abi::CMD_RESIZE_CQ

@@ -57,6 +57,7 @@ impl Call<'_> {
             hca_core_clock: clock::KHZ.into(),
             max_cq_count: limits::MAX_CQ_COUNT.into(),
             max_cq_period: limits::MAX_CQ_PERIOD.into(),
+            max_dm_size: limits::MAX_DM.into(),
             ..Default::default()
         }))
     }

@@ -17,7 +17,7 @@ fn objects_are_made_queried_and_destroyed() -> TestResult {
     let mr = driver.reg_mr(&pd, &buffer, access::ALL)?;
     let local = driver.reg_mr(&pd, &buffer, access::LOCAL_WRITE)?;
     assert_ne!(mr.rkey, 0);
-    assert_eq!(local.rkey, 0, "no remote access, no rkey");
+    assert_ne!(local.rkey, 0, "REREG_MR may give it a use");
     assert_ne!(mr.lkey, local.lkey);
     let kernel_pd = driver.alloc_pd()?;
     let dma = driver.get_dma_mr(&kernel_pd, access::LOCAL_WRITE)?;

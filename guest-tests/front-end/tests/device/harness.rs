@@ -29,7 +29,8 @@ pub const CAPABILITIES: u64 = CAP_UC
     | CAP_FAST_REG
     | CAP_MW
     | CAP_REREG_MR
-    | CAP_LOCAL_DMA_LKEY;
+    | CAP_LOCAL_DMA_LKEY
+    | CAP_DEVICE_MEMORY;
 
 /// Longer than anything takes on a loaded machine.
 pub const LONG: Duration = Duration::from_secs(60);

@@ -10,6 +10,7 @@ mod commands;
 mod completions;
 mod connections;
 mod cq_verbs;
+mod device_memory;
 mod fast_reg;
 mod harness;
 mod init;
