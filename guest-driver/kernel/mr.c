@@ -63,6 +63,9 @@ struct ib_mr *vrdma_get_dma_mr(struct ib_pd *ibpd, int access)
 	struct vrdma_mr *mr;
 	int err;
 
+	/* The core leaves it out where there is a local_dma_lkey; IBA 10.6.3.1 wants it. */
+	if (ib_access_writable(access))
+		request.access |= cpu_to_le32(VIRTIO_RDMA_ACCESS_LOCAL_WRITE);
 	mr = kzalloc(sizeof(*mr), GFP_KERNEL);
 	if (!mr)
 		return ERR_PTR(-ENOMEM);
