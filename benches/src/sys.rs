@@ -4,6 +4,8 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// A thread, by the system's number; 0 is the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,13 @@ impl ThreadId {
             _ => Err(io::Error::last_os_error()),
         }
     }
+}
+
+/// Sleeps until a descriptor is readable, for some time at most.
+pub fn wait_readable(fd: BorrowedFd<'_>, time: Duration) {
+    let mut wait = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one live structure; the descriptor is open.
+    unsafe { libc::poll(&raw mut wait, 1, time.as_millis() as i32) };
 }
 
 /// Nanoseconds of CPU time that the threads of this process other than the caller have used.

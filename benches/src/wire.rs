@@ -6,12 +6,13 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use front_end::{Mr, QpOptions, RcOptions, SendWr, Vm, VmConfig, access, connect_rc};
-use hca_backend::soft::port::{FrameBatch, Port};
+use hca_backend::soft::port::{FrameBatch, Port, RxBuffer};
 use rdma_midlayer::MaySleep;
 use vhost_rdma::worker::{Loop, Workers};
 use vhost_rdma::{
@@ -19,6 +20,7 @@ use vhost_rdma::{
 };
 
 use crate::pair::{DEPTH, End, POLL};
+use crate::sys::{self, ThreadId};
 
 /// Bytes of a frame with 4,096 bytes of a WRITE: Ethernet, IPv4, UDP, BTH, ICRC.
 const FRAME: usize = 14 + 20 + 8 + 12 + 4096 + 4;
@@ -29,6 +31,10 @@ const MEMORY: u64 = 64 << 20;
 const REGION: usize = 8 << 20;
 /// Bytes of a message of a stream.
 const MESSAGE: u32 = 64 << 10;
+/// Messages of a burst: 1 MiB in all.
+const BURST: u64 = 16;
+/// Bytes of a burst.
+pub const BURST_BYTES: u64 = BURST * MESSAGE as u64;
 
 /// What joins the two daemons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -92,12 +98,17 @@ fn veth_pair() -> Result<()> {
     ip("link set vrdma1 up")
 }
 
-/// The bare ports.
+/// The bare ports, and a thread at the far one, which counts long frames and sends short ones back.
 pub struct Raw {
-    here: Arc<dyn Port>,
-    there: Arc<dyn Port>,
-    cpu: usize,
+    here: Box<dyn Port>,
+    buffer: RxBuffer,
+    arrived: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    far: Option<JoinHandle<()>>,
 }
+
+/// The far thread's name: that of the worker whose place it has.
+const FAR: &str = "worker0";
 
 impl Raw {
     /// Opens both ends; the far one is served on a CPU.
@@ -106,95 +117,142 @@ impl Raw {
     /// What the ports answer.
     pub fn open(ports: &[PortSpec; 2], cpu: usize) -> Result<Self> {
         let [here, there] = [ports[0].open(None)?, ports[1].open(None)?];
-        Ok(Self { here: here.into(), there: there.into(), cpu })
+        let (arrived, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counter, stopped) = (arrived.clone(), stop.clone());
+        let far = std::thread::Builder::new().name(FAR.to_owned()).spawn(move || {
+            let served = affinity::pin(cpu).and_then(|()| serve(&*there, &counter, &stopped));
+            if let Err(e) = served {
+                eprintln!("the far port: {e}");
+            }
+        })?;
+        let buffer = here.buffer();
+        let mut raw = Self { here, buffer, arrived, stop, far: Some(far) };
+        raw.knock()?;
+        Ok(raw)
     }
 
-    /// Frames of a stream of WRITEs, as bytes of data a second: those that arrive in `time`.
+    /// Waits until frames go through: a link that has just come up loses some.
+    fn knock(&mut self) -> Result<()> {
+        let mut one = FrameBatch::new(1);
+        one.push(&frame(SMALL_FRAME, 0));
+        for _ in 0..3000 {
+            self.here.send(&one, 0..1)?;
+            std::thread::sleep(Duration::from_millis(10));
+            let mut came = false;
+            let sink = &mut |frame: &[u8]| came |= frame.len() == SMALL_FRAME;
+            self.here.receive(&mut self.buffer, 64, sink)?;
+            if came {
+                // What was sent twice comes back, too.
+                std::thread::sleep(Duration::from_millis(100));
+                while self.here.receive(&mut self.buffer, 64, &mut |_| {})? > 0 {}
+                return Ok(());
+            }
+        }
+        bail!("no frame comes through")
+    }
+
+    /// As many bytes as `Across::burst` WRITEs, in frames: how long until all have arrived.
     ///
     /// # Errors
     /// What the ports answer.
-    pub fn stream(&self, time: Duration) -> Result<f64> {
-        let (stop, there, cpu) = (Arc::new(AtomicBool::new(false)), self.there.clone(), self.cpu);
-        let stopped = stop.clone();
-        let receiver = std::thread::spawn(move || -> Result<usize> {
-            affinity::pin(cpu)?;
-            let (mut buffer, mut frames) = (there.buffer(), 0);
-            while !stopped.load(Ordering::Relaxed) {
-                there.receive(&mut buffer, 64, &mut |frame| {
-                    frames += usize::from(std::hint::black_box(frame).len() == FRAME);
-                })?;
-            }
-            Ok(frames)
-        });
-        let (begin, mut identification) = (Instant::now(), 0u16);
+    pub fn burst(&mut self) -> Result<Duration> {
+        let frames = BURST * u64::from(MESSAGE) / 4096;
+        let goal = self.arrived.load(Ordering::Acquire) + frames;
         let mut batch = FrameBatch::new(64);
-        while begin.elapsed() < time {
+        let begin = Instant::now();
+        for n in 0..frames / 64 {
             batch.clear();
-            while !batch.is_full() {
-                batch.push(&frame(FRAME, identification));
-                identification = identification.wrapping_add(1);
-            }
+            // A sender copies its data once too.
+            (0..64).for_each(|i| batch.push(&frame(FRAME, (64 * n + i) as u16)));
             let mut sent = 0;
-            while sent < batch.len() && begin.elapsed() < time {
+            while sent < batch.len() {
                 sent += self.here.send(&batch, sent..batch.len())?;
             }
         }
-        let took = begin.elapsed();
-        stop.store(true, Ordering::Relaxed);
-        let frames = receiver.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))??;
-        Ok(frames as f64 * 4096.0 / took.as_secs_f64())
+        while self.arrived.load(Ordering::Acquire) < goal {
+            ensure!(begin.elapsed() < Duration::from_secs(60), "frames were lost");
+        }
+        Ok(begin.elapsed())
     }
 
     /// The time of a round trip: a frame with 64 bytes of a WRITE there, one as long back.
     ///
     /// # Errors
     /// What the ports answer.
-    pub fn round_trip(&self, rounds: u32) -> Result<Duration> {
-        let (there, cpu) = (self.there.clone(), self.cpu);
-        let echo = std::thread::spawn(move || -> Result<()> {
-            affinity::pin(cpu)?;
-            let (mut buffer, mut back) = (there.buffer(), FrameBatch::new(64));
-            for _ in 0..rounds {
-                back.clear();
-                receive_some(&*there, &mut buffer, &mut |frame| back.push(frame))?;
-                there.send(&back, 0..back.len())?;
-            }
-            Ok(())
-        });
-        let (mut buffer, mut one) = (self.here.buffer(), FrameBatch::new(1));
+    pub fn round_trips(&mut self, rounds: u32) -> Result<Duration> {
+        let mut one = FrameBatch::new(1);
         one.push(&frame(SMALL_FRAME, 0));
-        // The echo may not be there yet: the first one waits for it.
         let begin = Instant::now();
         for _ in 0..rounds {
             self.here.send(&one, 0..1)?;
-            receive_some(&*self.here, &mut buffer, &mut |_| {})?;
+            let mut came = false;
+            while !came {
+                // The system itself talks on a new link (IPv6).
+                let sink = &mut |frame: &[u8]| came |= frame.len() == SMALL_FRAME;
+                self.here.receive(&mut self.buffer, 1, sink)?;
+                ensure!(begin.elapsed() < Duration::from_secs(60), "no frame came");
+            }
         }
-        let took = begin.elapsed() / rounds;
-        echo.join().map_err(|_| anyhow::anyhow!("the echo panicked"))??;
-        Ok(took)
+        Ok(begin.elapsed() / rounds)
     }
 }
 
-/// Spins until a frame of ours has come: the system itself talks on a new link (IPv6).
-fn receive_some(
-    port: &dyn Port,
-    buffer: &mut hca_backend::soft::port::RxBuffer,
-    sink: &mut dyn FnMut(&[u8]),
-) -> Result<()> {
-    let begin = Instant::now();
-    loop {
-        let mut ours = false;
-        port.receive(buffer, 1, &mut |frame| {
-            if frame.len() == SMALL_FRAME {
-                ours = true;
-                sink(frame);
-            }
-        })?;
-        if ours {
-            return Ok(());
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(far) = self.far.take() {
+            let _ = far.join();
         }
-        ensure!(begin.elapsed() < Duration::from_secs(60), "no frame came");
     }
+}
+
+/// Spins as a worker does, and sleeps when nothing comes.
+fn serve(port: &dyn Port, arrived: &AtomicU64, stop: &AtomicBool) -> std::io::Result<()> {
+    let (mut buffer, mut back) = (port.buffer(), FrameBatch::new(64));
+    let mut last = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        back.clear();
+        let mut long = 0;
+        port.receive(&mut buffer, 64, &mut |frame| match frame.len() {
+            FRAME => long += 1,
+            SMALL_FRAME => back.push(frame),
+            _ => {}
+        })?;
+        arrived.fetch_add(long, Ordering::Release);
+        if !back.is_empty() {
+            port.send(&back, 0..back.len())?;
+        }
+        if long > 0 || !back.is_empty() {
+            last = Instant::now();
+        } else if last.elapsed() > POLL {
+            sys::wait_readable(port.fd(), Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+/// Runs something while the calling thread and the far side's go before all others: for 3 ms at most.
+///
+/// # Errors
+/// Those of `work`, or of the system.
+pub fn first<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
+    // A new thread gives itself its name.
+    let mut tries = 0;
+    let far = loop {
+        match ThreadId::named(FAR) {
+            Some(far) => break far,
+            None if tries < 1000 => std::thread::sleep(Duration::from_millis(1)),
+            None => bail!("the far side's thread is not there"),
+        }
+        tries += 1;
+    };
+    far.set_first(true)?;
+    ThreadId::SELF.set_first(true)?;
+    let result = work();
+    far.set_first(false)?;
+    ThreadId::SELF.set_first(false)?;
+    std::thread::sleep(Duration::from_millis(7));
+    result
 }
 
 /// A RoCE frame of a length, as far as ports look.
@@ -278,9 +336,7 @@ impl Across {
             vms.push(vm);
         }
         let [mut a, mut b] = <[End; 2]>::try_from(ends).ok().context("two ends")?;
-        // 67 ms: a lost packet at the end of a window is not lost time for long.
-        let options = RcOptions { timeout: 10, ..RcOptions::default() };
-        connect_rc(&mut a.qp, &mut b.qp, &options)?;
+        connect_rc(&mut a.qp, &mut b.qp, &RcOptions::default())?;
         turns.turn(Instant::now());
         let [(one, from), (other, to)] = <[_; 2]>::try_from(regions).ok().context("two regions")?;
         Ok(Self {
@@ -338,6 +394,28 @@ impl Across {
             }
             ensure!(last.elapsed() < Duration::from_secs(60), "a completion did not come");
         }
+    }
+
+    /// Some WRITEs of 64 KiB at once: how long until all have completed.
+    ///
+    /// # Errors
+    /// As `stream`.
+    pub fn burst(&mut self) -> Result<Duration> {
+        let begin = Instant::now();
+        let mut done = 0;
+        for n in 0..BURST {
+            let offset = n * u64::from(MESSAGE);
+            let sges = [self.from.sge(offset, MESSAGE)];
+            let wr = SendWr::write(self.next, &sges, self.to.remote(offset)).signaled();
+            self.a.qp.post_send(&wr)?;
+            self.next += 1;
+        }
+        while done < BURST {
+            self.turns.turn(Instant::now());
+            done += self.completions()?;
+            ensure!(begin.elapsed() < Duration::from_secs(60), "a completion did not come");
+        }
+        Ok(begin.elapsed())
     }
 
     /// The time from post to completion of a WRITE of 64 bytes, one at a time.
