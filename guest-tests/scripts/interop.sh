@@ -50,9 +50,6 @@ pingpongs() {
 
 perftests() {
     local mtu=$1 program
-    for program in ib_send_lat ib_write_lat ib_read_lat; do
-        try $program-$mtu $program -F -d "$device" -x "$index" -n 50 -s 6000 -m $mtu
-    done
     for program in ib_send_bw ib_write_bw ib_read_bw; do
         try $program-$mtu $program -F -d "$device" -x "$index" -n 200 -s 10000 -m $mtu
     done
@@ -64,11 +61,11 @@ once() {
     try send-ud ib_send_lat -F -c UD -d "$device" -x "$index" -n 50 -s 1000
     try send-uc ib_send_lat -F -c UC -d "$device" -x "$index" -n 50 -s 6000
     try write-uc ib_write_lat -F -c UC -d "$device" -x "$index" -n 50 -s 6000
-    for kind in FETCH_AND_ADD CMP_AND_SWAP; do
-        try atomic-$kind ib_atomic_lat -F -A $kind -d "$device" -x "$index" -n 50
-        try atomic-bw-$kind ib_atomic_bw -F -A $kind -d "$device" -x "$index" -n 200
-    done
+    try atomic-lat ib_atomic_lat -F -A CMP_AND_SWAP -d "$device" -x "$index" -n 50
+    try atomic-bw ib_atomic_bw -F -A FETCH_AND_ADD -d "$device" -x "$index" -n 200
+    try read-lat ib_read_lat -F -d "$device" -x "$index" -n 50 -s 6000
     try inline ib_write_lat -F -d "$device" -x "$index" -n 50 -s 64 -I 64
+    try send-lat ib_send_lat -F -d "$device" -x "$index" -n 50 -s 6000
     try events ib_send_bw -F -e -d "$device" -x "$index" -n 100 -s 10000
 }
 

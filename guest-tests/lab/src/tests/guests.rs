@@ -75,7 +75,7 @@ fn interop() -> Vec<Test> {
     };
     vec![
         // What the ports do to rxe is nothing that our device has to answer for.
-        of("interop_rxe_finds_the_ports_right_uml", &rxe_alone, &["programs", "1024"]),
+        of("interop_rxe_finds_the_ports_right_uml", &rxe_alone, &["programs"]).long(),
         of("interop_programs_with_rxe_uml", &both, &["programs"]),
         of("interop_verifier_with_rxe_uml", &both, &["verifier"]),
         of("interop_connection_manager_with_rxe_uml", &both, &["cm"]),
