@@ -2,6 +2,7 @@
 //! What the checkout itself holds and the lab builds: the daemon, the guest's agent and verifier
 //! (by cargo), the kernel module and the provider (in build roots), QEMU (by its script).
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -63,6 +64,28 @@ fn build_here(package: &str, binary: &str) -> Result<PathBuf> {
     command.args(["build", "--quiet", "--release", "--package", package, "--bin", binary]);
     output_of(&mut command).with_context(|| format!("building {package}"))?;
     Ok(target_directory().join("release").join(binary))
+}
+
+/// Builds an integration test of a package and returns a copy of it that has the test's name.
+///
+/// # Errors
+/// When it doesn't compile.
+pub fn test_program(package: &str, test: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--message-format", "json", "--package", package]);
+    command.args(["--test", test]);
+    let messages = output_of(&mut command).with_context(|| format!("building the test {test}"))?;
+    // The last artifact that has an executable is the test.
+    let built = messages
+        .lines()
+        .filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next())
+        .next_back()
+        .with_context(|| format!("cargo names no program for the test {test}"))?;
+    let place = target_directory().join("lab-tests");
+    fs::create_dir_all(&place)?;
+    let copy = place.join(test);
+    fs::copy(built, &copy).with_context(|| format!("copying {built}"))?;
+    Ok(copy)
 }
 
 /// Builds the agent that is a guest's first process. It is linked statically: in the initial RAM

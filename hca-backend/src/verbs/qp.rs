@@ -619,7 +619,10 @@ impl Qp {
     }
 
     fn reset(&self, cx: &MaySleep) {
-        // Polls and posts that had begun are over, so what comes of the old life is stale.
+        // Names of the old life are stale first; when the polls that had begun are over, nobody counts
+        // by them any more.
+        self.send.end_life();
+        self.feed.iter().for_each(|feed| feed.queue().end_life());
         rcu::synchronize(cx);
         let mut held = lock(&self.held);
         if let Some(stage) = &self.stage {
@@ -665,8 +668,8 @@ impl QpDriver for Qp {
         }
         if changes && attr.state == QpState::Reset {
             self.state.store(QpState::Reset.code(), Ordering::Release);
-            // The thread is not posting to it now, and will not.
-            drop(lock(&self.held));
+            // Before the HCA is told: what some providers (rxe) flush on the way is nobody's already.
+            self.reset(cx);
         }
         if let Err(e) = host.modify(&host_attr, mask.0) {
             if changes {
@@ -675,9 +678,6 @@ impl QpDriver for Qp {
             return Err(e);
         }
         if mask.contains(QpAttrMask::STATE) {
-            if attr.state == QpState::Reset {
-                self.reset(cx);
-            }
             self.state.store(attr.state.code(), Ordering::Release);
         }
         self.remember(attr, mask);

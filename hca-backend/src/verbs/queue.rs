@@ -268,10 +268,14 @@ impl WorkQueue {
         }
     }
 
-    /// Forgets everything, as after RESET: completions still to come are nobody's. Nobody posts or
-    /// polls meanwhile.
-    pub(crate) fn reset(&self) {
+    /// From here on completions of what was posted are nobody's.
+    pub(crate) fn end_life(&self) {
         self.generation.store(next_generation(), Ordering::Release);
+    }
+
+    /// Forgets everything, as for RESET. Nobody posts meanwhile, and whoever polls began after
+    /// `end_life`.
+    pub(crate) fn reset(&self) {
         self.head.store(0, Ordering::Relaxed);
         self.tail.store(0, Ordering::Release);
         self.blocked.store(false, Ordering::Relaxed);
@@ -312,6 +316,7 @@ mod tests {
     fn after_a_reset_old_completions_are_nobodys() {
         let queue = WorkQueue::ordered(3, 4);
         let old = queue.reserve(request(1)).unwrap();
+        queue.end_life();
         queue.reset();
         let new = queue.reserve(request(2)).unwrap();
         assert_eq!(queue.complete(Name::decode(old)), None);

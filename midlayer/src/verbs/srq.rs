@@ -89,6 +89,11 @@ impl Srq {
         self.driver.srqn()
     }
 
+    /// Whether the HCA takes receive WQEs before messages come: see `SrqDriver::takes_ahead`.
+    pub fn takes_ahead(&self) -> bool {
+        self.driver.takes_ahead()
+    }
+
     /// Arms the limit event, or disarms it with 0. May sleep.
     ///
     /// # Errors

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use rdma_midlayer::MaySleep;
 use rdma_midlayer::verbs::SrqSpec;
 use virtio_rdma_abi::control as abi;
 use virtio_rdma_abi::event::EVENT_SRQ_LIMIT_REACHED;
 use virtio_rdma_abi::ring::{QP_RINGS_OFFSET, Sge, WQE_RECV_DATA};
 
 use super::memory::page_bytes;
-use super::{Answer, BUSY, Call, INVALID, NO_OBJECT, bytes, number_answer};
+use super::{Answer, BUSY, Call, INVALID, NO_OBJECT, Status, bytes, number_answer};
 use crate::device::limits;
 use crate::door::Slot;
 use crate::ring::Geometry;
@@ -71,28 +72,34 @@ impl Call<'_> {
             let _ = path.srq().destroy(cx);
             return Err(BUSY);
         }
-        path.ring().arm_limit(r.limit.get());
+        arm_limit(cx, &path, r.limit.get())?;
         session.srqs.insert(srqn, SrqObject { path, entries, max_sge, uar, slot });
         number_answer(srqn)
     }
 
     pub(super) fn modify_srq(mut self) -> Answer {
         let r: abi::ModifySrqRequest = self.request()?;
+        let cx = self.cx;
         let object = self.session()?.srqs.get(&r.srqn.get()).ok_or(NO_OBJECT)?;
         if r.limit.get() > object.entries {
             return Err(INVALID);
         }
-        object.path.ring().arm_limit(r.limit.get());
+        arm_limit(cx, &object.path, r.limit.get())?;
         Ok(Vec::new())
     }
 
     pub(super) fn query_srq(mut self) -> Answer {
         let number = self.number()?;
+        let cx = self.cx;
         let object = self.session()?.srqs.get(&number).ok_or(NO_OBJECT)?;
+        let limit = match object.path.srq() {
+            srq if srq.takes_ahead() => srq.query(cx)?.limit,
+            _ => object.path.ring().limit(),
+        };
         Ok(bytes(&abi::SrqAttr {
             entries: object.entries.into(),
             max_sge: object.max_sge.into(),
-            limit: object.path.ring().limit().into(),
+            limit: limit.into(),
             reserved: 0.into(),
         }))
     }
@@ -103,4 +110,14 @@ impl Call<'_> {
         self.session()?.end_srq(cx, number).ok_or(NO_OBJECT)??;
         Ok(Vec::new())
     }
+}
+
+/// Arms the limit where it is known how many WQEs are left: in the ring, or in the HCA.
+fn arm_limit(cx: &MaySleep, path: &SrqPath, limit: u32) -> Result<(), Status> {
+    if path.srq().takes_ahead() {
+        path.srq().arm_limit(cx, limit)?;
+    } else {
+        path.ring().arm_limit(limit);
+    }
+    Ok(())
 }

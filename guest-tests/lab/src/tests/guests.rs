@@ -13,6 +13,7 @@ use crate::demo;
 use crate::fleet::{Job, Outcome, Parts, Shape};
 use crate::guest::Kind;
 use crate::kernels::Release;
+use crate::programs;
 
 /// How long a script may take once its guests are up.
 const LIMIT: Duration = Duration::from_secs(400);
@@ -52,6 +53,7 @@ pub fn tests() -> Vec<Test> {
         tests.push(Test::new(format!("demo_{kind}"), demo).long());
     }
     tests.extend(interop());
+    tests.push(Test::new("vm_verbs_hca_on_rxe_uml", verbs_hca_on_rxe));
     for (name, release) in
         [("vm_pingpong_kernel_6_1", Release::V6_1), ("vm_pingpong_kernel_newest", Release::Newest)]
     {
@@ -84,6 +86,22 @@ fn interop() -> Vec<Test> {
         of("interop_verifier_with_rxe_qemu", &emulated, &["verifier"]).long(),
         of("interop_connection_manager_with_rxe_qemu", &emulated, &["cm"]).long(),
     ]
+}
+
+/// The verbs HCA's own tests, in a guest where rxe is the host's device.
+fn verbs_hca_on_rxe(bench: &Bench) -> Result<()> {
+    let shape = Shape { guests: 1, rdma: false, ..Shape::of_kind(Kind::Uml) };
+    let names = ["verbs_rc", "verbs_objects", "verbs_failures"];
+    let mut job = Job::of_script("verbs-hca.sh")?;
+    job.arguments = names.map(str::to_owned).into();
+    for name in names {
+        job.files.push(programs::test_program("hca-backend", name)?);
+    }
+    let outcome = bench.in_guests(&shape, &job, LIMIT)?;
+    if !outcome.success() {
+        bail!("the tests ended with {:?} in the guest", outcome.statuses);
+    }
+    Ok(())
 }
 
 /// A script of the project in guests of a shape.

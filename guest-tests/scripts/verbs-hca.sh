@@ -1,0 +1,19 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# Test programs of the verbs HCA, given by name, with rxe as the host's RDMA device: over one end of a
+# pair of network devices, so that the real driver of the kernel and the real libibverbs answer.
+set -euo pipefail
+source ./rdma.sh
+
+ip link add veth0 mtu 4200 type veth peer name veth1 mtu 4200
+ip link set veth1 up
+ip link set veth0 up
+ip address add 10.9.0.1/24 dev veth0
+modprobe -q rdma_rxe || true
+rdma link add rxe0 type rxe netdev veth0
+wait_gid rxe0
+# What is registered stays in memory.
+ulimit -l unlimited
+for program in "$@"; do
+    VERBS_TEST_DEVICE=rxe0 "./$program" --test-threads=1
+done
