@@ -201,6 +201,8 @@ int vrdma_poll_cq(struct ib_cq *ibcq, int num, struct ib_wc *wc)
 	}
 	if (cq->consumer != before)
 		vrdma_cq_give_back(cq, ring, freed);
+	if (n < num && READ_ONCE(to_vhca(ibcq->device)->gone))
+		n += vrdma_flush_cq(vd, cq, num - n, wc + n);
 	spin_unlock_irqrestore(&cq->lock, flags);
 	return n;
 }

@@ -14,8 +14,6 @@ static void vrdma_handle_event(struct vrdma_vdev *vd, const struct virtio_rdma_a
 static void vrdma_qp_event(struct vrdma_vdev *vd, u32 qpn, enum ib_event_type type);
 static void vrdma_srq_event(struct vrdma_vdev *vd, u32 srqn, enum ib_event_type type);
 static void vrdma_cq_event(struct vrdma_vdev *vd, u32 cqn, enum ib_event_type type);
-static struct vrdma_cq *vrdma_cq_get(struct vrdma_vdev *vd, u32 cqn);
-static void vrdma_cq_put(struct vrdma_cq *cq);
 static int vrdma_post_buffer(struct virtqueue *vq, void *buffer, unsigned int bytes);
 
 /* Fills eventq and the compqs. The device may not be started yet. May sleep. */
@@ -271,7 +269,7 @@ static void vrdma_cq_event(struct vrdma_vdev *vd, u32 cqn, enum ib_event_type ty
 }
 
 /* The CQ, if it exists and is not being destroyed. Any context. */
-static struct vrdma_cq *vrdma_cq_get(struct vrdma_vdev *vd, u32 cqn)
+struct vrdma_cq *vrdma_cq_get(struct vrdma_vdev *vd, u32 cqn)
 {
 	struct vrdma_cq *cq;
 	unsigned long flags;
@@ -284,7 +282,7 @@ static struct vrdma_cq *vrdma_cq_get(struct vrdma_vdev *vd, u32 cqn)
 	return cq;
 }
 
-static void vrdma_cq_put(struct vrdma_cq *cq)
+void vrdma_cq_put(struct vrdma_cq *cq)
 {
 	if (refcount_dec_and_test(&cq->refs))
 		complete(&cq->unused);

@@ -18,7 +18,7 @@
 static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation);
 static int vrdma_init_hca(struct vrdma_hca *hca);
 static int vrdma_check_attr(struct vrdma_hca *hca);
-static void vrdma_unregister(struct vrdma_vdev *vd);
+static void vrdma_unregister(struct vrdma_vdev *vd, bool lost);
 
 /* Looks again whether there is an HCA. Any context. */
 void vrdma_resync(struct vrdma_vdev *vd, bool stale)
@@ -45,7 +45,9 @@ void vrdma_hotplug_work(struct work_struct *work)
 	    (!present || generation != vd->hca->generation || READ_ONCE(vd->stale))) {
 		dev_info(&vd->vdev->dev, "%s: the host has taken the HCA away\n",
 			 dev_name(&vd->hca->ibdev.dev));
-		vrdma_unregister(vd);
+		/* Consumers learn that it failed before their remove is called. */
+		vrdma_dispatch(vd, IB_EVENT_DEVICE_FATAL);
+		vrdma_unregister(vd, true);
 	}
 	if (!vd->hca && !vrdma_is_gone(vd)) {
 		struct vrdma_hca *hca = NULL;
@@ -71,7 +73,7 @@ void vrdma_hotplug_stop(struct vrdma_vdev *vd)
 	mutex_unlock(&vd->hotplug_lock);
 	cancel_work_sync(&vd->hotplug_work);
 	if (vd->hca)
-		vrdma_unregister(vd);
+		vrdma_unregister(vd, vrdma_is_gone(vd));
 }
 
 /* Tells clients of the RDMA device of an event of the port or of the whole. Any context. */
@@ -138,7 +140,7 @@ static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation)
 
 	err = vrdma_netdev_start(hca);
 	if (err) {
-		vrdma_unregister(vd);
+		vrdma_unregister(vd, false);
 		return ERR_PTR(err);
 	}
 	dev_info(&vd->vdev->dev, "%s: HCA generation %u, %u completion vectors, doorbells %s\n",
@@ -229,8 +231,11 @@ static int vrdma_check_attr(struct vrdma_hca *hca)
 	return -EPROTO;
 }
 
-/* Returns when no client, and no process, holds anything of it any more. */
-static void vrdma_unregister(struct vrdma_vdev *vd)
+/*
+ * Returns when no client, and no process, holds anything of it any more. `lost`: the device does nothing
+ * for it any more.
+ */
+static void vrdma_unregister(struct vrdma_vdev *vd, bool lost)
 {
 	struct vrdma_hca *hca = vd->hca;
 
@@ -239,7 +244,11 @@ static void vrdma_unregister(struct vrdma_vdev *vd)
 	spin_unlock_irq(&vd->hca_lock);
 
 	vrdma_netdev_stop(hca);
+	if (lost)
+		vrdma_flush_start(hca);
 	ib_unregister_device(&hca->ibdev);
+	/* Nothing is left that could be posted to. */
+	cancel_work_sync(&vd->flush_work);
 	vrdma_ahs_free(hca);
 	vrdma_uar_destroy(hca, &hca->uar);
 	ib_dealloc_device(&hca->ibdev);

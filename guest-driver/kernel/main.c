@@ -58,6 +58,7 @@ static int vrdma_probe(struct virtio_device *vdev)
 	vrdma_control_init(&vd->control);
 	INIT_WORK(&vd->event_work, vrdma_event_work);
 	INIT_WORK(&vd->hotplug_work, vrdma_hotplug_work);
+	INIT_WORK(&vd->flush_work, vrdma_flush_work);
 	mutex_init(&vd->hotplug_lock);
 	mutex_init(&vd->broken_lock);
 	spin_lock_init(&vd->hca_lock);

@@ -362,6 +362,10 @@ static void vrdma_ring_doorbell(struct vrdma_hca *hca, struct vrdma_uar *uar, u3
 	void *at = page_address(uar->pages);
 	u32 mode, vector;
 
+	if (unlikely(READ_ONCE(hca->gone))) {
+		queue_work(vd->wq, &vd->flush_work);
+		return;
+	}
 	smp_mb(); /* after the phase; pairs with the device's after it arms the queue */
 	mode = le32_to_cpu(READ_ONCE(*mode_word));
 	if (mode & VIRTIO_RDMA_MODE_POLLED)

@@ -71,6 +71,7 @@ struct vrdma_vdev {
 
 	struct workqueue_struct *wq;
 	struct work_struct hotplug_work;
+	struct work_struct flush_work; /* work was posted to an HCA that has gone */
 	struct mutex hotplug_lock; /* of registering and unregistering the HCA, and `leaving` */
 	bool leaving; /* remove has begun */
 	bool stale; /* the device forgot us: register anew */
@@ -109,6 +110,7 @@ struct vrdma_hca {
 	struct ib_device ibdev;
 	struct vrdma_vdev *vd;
 	u32 generation;
+	bool gone; /* flush.c completes the work of kernel QPs */
 	u32 max_slots; /* of all UARs together */
 	atomic_t slots; /* of the UARs that there are */
 	u64 capabilities; /* agreed in INIT */
@@ -404,7 +406,14 @@ int vrdma_post_recv(struct ib_qp *ibqp, const struct ib_recv_wr *wr,
 int vrdma_post_srq_recv(struct ib_srq *ibsrq, const struct ib_recv_wr *wr,
 			const struct ib_recv_wr **bad_wr);
 
+/* flush.c */
+void vrdma_flush_start(struct vrdma_hca *hca);
+void vrdma_flush_work(struct work_struct *work);
+int vrdma_flush_cq(struct vrdma_vdev *vd, struct vrdma_cq *cq, int num, struct ib_wc *wc);
+
 /* event.c */
+struct vrdma_cq *vrdma_cq_get(struct vrdma_vdev *vd, u32 cqn);
+void vrdma_cq_put(struct vrdma_cq *cq);
 int vrdma_events_start(struct vrdma_vdev *vd);
 void vrdma_events_cancel(struct vrdma_vdev *vd);
 void vrdma_events_stop(struct vrdma_vdev *vd);
