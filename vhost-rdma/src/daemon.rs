@@ -11,7 +11,8 @@ use rdma_midlayer::{ClientRegistration, MaySleep, Midlayer, Registration, rcu};
 
 use crate::connection::Connection;
 use crate::device::{Device, DeviceConfig};
-use crate::hca::{self, OpenError};
+use crate::hca::{self, GidMap, OpenError, Surroundings};
+use crate::hotplug::{self, Died};
 use crate::spec::HcaSpec;
 use crate::wire::{self, Core, GuestNet, Joined, WireConfig, Wires};
 use crate::worker::{Worker, WorkerConfig, Workers};
@@ -65,6 +66,9 @@ pub enum StartError {
     /// There is no such HCA.
     #[error("there is no HCA '{0}'; there {list}", list = list(.1))]
     NoHca(String, Vec<String>),
+    /// The HCA maps no GIDs.
+    #[error("HCA '{0}' maps no GIDs: those of its guests are those on the wire")]
+    NoGids(String),
     /// An HCA can't be made.
     #[error("HCA '{0}': {1}")]
     Hca(String, OpenError),
@@ -93,6 +97,9 @@ pub struct Daemon {
     workers: Workers,
     /// In the order in which they came.
     hcas: Vec<Plugged>,
+    /// Those whose device the host does not have now.
+    waiting: Vec<Wanted>,
+    died: Arc<Died>,
     /// That of devices which name none: the first that there was.
     default_hca: String,
     sockets: Vec<Socket>,
@@ -100,8 +107,18 @@ pub struct Daemon {
     wires: Wires,
 }
 
-struct Plugged {
+/// An HCA that is asked for.
+#[derive(Clone)]
+struct Wanted {
     spec: HcaSpec,
+    /// For drivers that map GIDs. It outlives the device.
+    gids: Option<Arc<GidMap>>,
+}
+
+struct Plugged {
+    wanted: Wanted,
+    /// Of a device of the host: the character device by which we use it.
+    uverbs: Option<String>,
     /// Its ends of wires, by network.
     cores: Vec<(u64, Arc<dyn Core>)>,
     registration: Registration,
@@ -157,6 +174,8 @@ impl Daemon {
             midlayer: Midlayer::new(),
             workers,
             hcas: Vec::new(),
+            waiting: Vec::new(),
+            died: Died::new()?,
             default_hca: hcas.first().map(|hca| hca.name.clone()).unwrap_or_default(),
             sockets: Vec::new(),
             next_first: 0,
@@ -170,17 +189,39 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Plugs an HCA in: the driver of every device that belongs to it sees it come. May sleep.
+    /// Plugs an HCA in: the driver of every device that belongs to it sees it come. If it is a device
+    /// that the host does not have now, that is so as soon as the host has it. May sleep.
     ///
     /// # Errors
     /// `HcaTaken`, or what keeps the HCA from being made or registered.
     pub fn add_hca(&mut self, cx: &MaySleep, spec: HcaSpec) -> Result<(), StartError> {
-        if self.hcas.iter().any(|hca| hca.spec.name == spec.name) {
+        if self.hcas().any(|(hca, _)| hca.name == spec.name) {
             return Err(StartError::HcaTaken(spec.name));
         }
+        let gids = hca::gid_map(&spec).map_err(|e| StartError::Hca(spec.name.clone(), e))?;
+        let wanted = Wanted { spec, gids };
+        match self.plug(cx, wanted.clone()) {
+            Err(StartError::Hca(name, error)) if error.is_absent() => {
+                log::warn!("HCA '{name}': {error}: waiting for it");
+                self.waiting.push(wanted);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn plug(&mut self, cx: &MaySleep, wanted: Wanted) -> Result<(), StartError> {
         let workers = self.workers.list();
-        let hca::Opened { driver, cores } = hca::open(&spec, workers.len(), &self.wires)
+        let spec = &wanted.spec;
+        let with = Surroundings {
+            pollers: workers.len(),
+            wires: &self.wires,
+            gids: &wanted.gids.clone().unwrap_or_default(),
+            died: &self.died,
+        };
+        let hca::Opened { driver, cores } = hca::open(cx, spec, &with)
             .map_err(|error| StartError::Hca(spec.name.clone(), error))?;
+        let uverbs = spec.device.as_deref().and_then(hotplug::uverbs_of);
         let pollers: Vec<_> = driver
             .pollers()
             .into_iter()
@@ -191,7 +232,7 @@ impl Daemon {
         match self.midlayer.register_device(cx, driver) {
             Ok(registration) => {
                 cores.iter().for_each(|(net, core)| self.wires.add_core(*net, core.clone()));
-                self.hcas.push(Plugged { spec, cores, registration, pollers });
+                self.hcas.push(Plugged { wanted, uverbs, cores, registration, pollers });
                 Ok(())
             }
             Err(error) => {
@@ -207,13 +248,71 @@ impl Daemon {
     /// # Errors
     /// `NoHca`.
     pub fn remove_hca(&mut self, cx: &MaySleep, name: &str) -> Result<(), StartError> {
-        let Some(i) = self.hcas.iter().position(|hca| hca.spec.name == name) else {
-            let names = self.hcas.iter().map(|hca| hca.spec.name.clone()).collect();
-            return Err(StartError::NoHca(name.to_owned(), names));
-        };
-        let hca = self.hcas.remove(i);
-        self.unplug(cx, hca);
+        if let Some(i) = self.hcas.iter().position(|hca| hca.wanted.spec.name == name) {
+            let hca = self.hcas.remove(i);
+            self.unplug(cx, hca);
+        } else if let Some(i) = self.waiting.iter().position(|wanted| wanted.spec.name == name) {
+            self.waiting.remove(i);
+        } else {
+            return Err(self.no_hca(name));
+        }
         Ok(())
+    }
+
+    /// The host has an RDMA device: HCAs that wait for it are plugged in. May sleep.
+    pub fn device_came(&mut self, cx: &MaySleep, device: &str) {
+        let is_it = |wanted: &mut Wanted| wanted.spec.device.as_deref() == Some(device);
+        for wanted in self.waiting.extract_if(.., is_it).collect::<Vec<_>>() {
+            match self.plug(cx, wanted.clone()) {
+                Ok(()) => log::info!("HCA '{}': {device} has come", wanted.spec.name),
+                Err(e) => {
+                    log::warn!("{e}: waiting for another {device}");
+                    self.waiting.push(wanted);
+                }
+            }
+        }
+    }
+
+    /// The host has lost an RDMA device: HCAs that are made of it go, and wait for it. May sleep.
+    pub fn device_gone(&mut self, cx: &MaySleep, device: &str) {
+        self.lose(cx, |hca| hca.wanted.spec.device.as_deref() == Some(device));
+    }
+
+    /// The character device of an RDMA device has gone; the host may wait for us to let go of it. May
+    /// sleep.
+    pub fn uverbs_gone(&mut self, cx: &MaySleep, uverbs: &str) {
+        self.lose(cx, |hca| hca.uverbs.as_deref() == Some(uverbs));
+    }
+
+    /// The driver of an HCA says that its device died. May sleep.
+    pub fn hca_died(&mut self, cx: &MaySleep, name: &str) {
+        self.lose(cx, |hca| hca.wanted.spec.name == name);
+        self.look_again(cx);
+    }
+
+    /// Compares what there is with what the host has. May sleep.
+    pub fn look_again(&mut self, cx: &MaySleep) {
+        let has = |device: &str| Path::new("/sys/class/infiniband").join(device).exists();
+        self.lose(cx, |hca| hca.wanted.spec.device.as_deref().is_some_and(|device| !has(device)));
+        let waiting: Vec<_> =
+            self.waiting.iter().filter_map(|wanted| wanted.spec.device.clone()).collect();
+        waiting.iter().filter(|device| has(device)).for_each(|device| self.device_came(cx, device));
+    }
+
+    fn lose(&mut self, cx: &MaySleep, is_it: impl Fn(&Plugged) -> bool) {
+        for hca in self.hcas.extract_if(.., |hca| is_it(hca)).collect::<Vec<_>>() {
+            log::warn!("HCA '{}': the host takes its device away", hca.wanted.spec.name);
+            if let Err(e) = hca.registration.lost(cx) {
+                log::error!("{e}");
+            }
+            self.waiting.push(hca.wanted.clone());
+            self.unplug(cx, hca);
+        }
+    }
+
+    /// Where drivers tell that their device died.
+    pub fn died(&self) -> &Arc<Died> {
+        &self.died
     }
 
     fn unplug(&self, cx: &MaySleep, hca: Plugged) {
@@ -226,9 +325,27 @@ impl Daemon {
         }
     }
 
-    /// The HCAs that are plugged in.
-    pub fn hcas(&self) -> impl Iterator<Item = &HcaSpec> {
-        self.hcas.iter().map(|hca| &hca.spec)
+    /// The HCAs, and whether each is plugged in, or waits for its device.
+    pub fn hcas(&self) -> impl Iterator<Item = (&HcaSpec, bool)> {
+        let waiting = self.waiting.iter().map(|wanted| (&wanted.spec, false));
+        self.hcas.iter().map(|hca| (&hca.wanted.spec, true)).chain(waiting)
+    }
+
+    /// What the GIDs of an HCA's tenants are on the wire. A change counts for QPs connected later.
+    ///
+    /// # Errors
+    /// `NoHca`, `NoGids`.
+    pub fn gids(&self, name: &str) -> Result<&Arc<GidMap>, StartError> {
+        let mut all = self.hcas.iter().map(|hca| &hca.wanted).chain(&self.waiting);
+        match all.find(|wanted| wanted.spec.name == name) {
+            Some(wanted) => wanted.gids.as_ref().ok_or_else(|| StartError::NoGids(name.to_owned())),
+            None => Err(self.no_hca(name)),
+        }
+    }
+
+    fn no_hca(&self, name: &str) -> StartError {
+        let names = self.hcas().map(|(hca, _)| hca.name.clone()).collect();
+        StartError::NoHca(name.to_owned(), names)
     }
 
     /// Adds a device, which waits for its front end from now on. May sleep.

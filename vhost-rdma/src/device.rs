@@ -603,6 +603,8 @@ impl Client for Device {
     }
 
     fn remove(&self, cx: &MaySleep, device: &Hca) {
+        // A command that the driver sends once it knows is answered when all has ended.
+        let mut control = lock(&self.control);
         {
             let mut hca = lock(&self.hca);
             if !hca.hca.as_ref().is_some_and(|mine| mine.same(device)) {
@@ -615,8 +617,7 @@ impl Client for Device {
         log::info!("{}: HCA {} goes", self.name(), device.name());
         // Told first: the driver stops using names that are about to end.
         self.raise(event::EVENT_HCA_REMOVED, 0);
-        let session = lock(&self.control).session.take();
-        if let Some(session) = session {
+        if let Some(session) = control.session.take() {
             session.end(cx);
         }
     }

@@ -2,18 +2,37 @@
 //! The HCA drivers that there are, and how one is made from an operator's words. The only place of
 //! this crate that names drivers of `hca-backend`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use hca_backend::soft::{Config as SoftConfig, Link, LinkConfig, SoftHca};
+use hca_backend::verbs;
+pub use hca_backend::verbs::{GidMap, GidMapping, parse_gid};
+use rdma_midlayer::MaySleep;
 use rdma_midlayer::driver::HcaDriver;
 
+use crate::hotplug::Died;
 use crate::spec::HcaSpec;
 use crate::wire::{Core, Wires};
 
 /// Why an HCA can't be made.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct OpenError(String);
+#[error("{text}")]
+pub struct OpenError {
+    text: String,
+    absent: bool,
+}
+
+impl OpenError {
+    fn new(text: String) -> Self {
+        Self { text, absent: false }
+    }
+
+    /// Whether all would be well if the host had the device.
+    pub fn is_absent(&self) -> bool {
+        self.absent
+    }
+}
 
 /// An HCA, and its ends of the wires of networks.
 pub struct Opened {
@@ -23,33 +42,114 @@ pub struct Opened {
     pub cores: Vec<(u64, Arc<dyn Core>)>,
 }
 
-/// Makes an HCA whose work `pollers` workers do. The soft HCA reaches the outside by `wires`.
+/// What an HCA is made with, beside its specification.
+pub struct Surroundings<'a> {
+    /// How many workers do its work.
+    pub pollers: usize,
+    /// By which the soft HCA reaches the outside.
+    pub wires: &'a Wires,
+    /// What its tenants' GIDs are on the wire; see `gid_map`.
+    pub gids: &'a Arc<GidMap>,
+    /// Where a driver notes that its device died.
+    pub died: &'a Arc<Died>,
+}
+
+/// Makes an HCA. May sleep.
 ///
 /// # Errors
 /// What is wrong with the specification, or what the driver answers, in words for an operator.
-pub fn open(spec: &HcaSpec, pollers: usize, wires: &Wires) -> Result<Opened, OpenError> {
+pub fn open(cx: &MaySleep, spec: &HcaSpec, with: &Surroundings<'_>) -> Result<Opened, OpenError> {
     match spec.driver.as_str() {
         "soft" => {
             if let Some(device) = &spec.device {
-                return Err(OpenError(format!("soft:{device}: the soft HCA needs no device")));
+                return Err(OpenError::new(format!("soft:{device}: the soft HCA needs no device")));
             }
             let force_wire = match spec.options.as_slice() {
                 [] => false,
                 [(key, value)] if key == "wire" && value == "always" => true,
                 [(key, value), ..] => {
                     let text = format!("'{key}={value}': the soft HCA takes wire=always only");
-                    return Err(OpenError(text));
+                    return Err(OpenError::new(text));
                 }
             };
-            let name = spec.name.clone();
+            let (name, pollers) = (spec.name.clone(), with.pollers);
             let config = SoftConfig { name, pollers, force_wire, ..Default::default() };
             let hca = SoftHca::new(config);
-            let cores = wires.outside().map(|(network, mtu)| (network, core(&hca, network, mtu)));
-            let cores = cores.collect();
+            let outside = with.wires.outside();
+            let cores = outside.map(|(network, mtu)| (network, core(&hca, network, mtu))).collect();
             Ok(Opened { driver: Arc::new(hca), cores })
         }
-        other => Err(OpenError(format!("there is no HCA driver '{other}': soft"))),
+        "verbs" => {
+            let device = verbs_device(spec)?;
+            let driver = verbs::open(cx, device, verbs_options(spec, with)?).map_err(|e| {
+                let absent = matches!(e, verbs::OpenError::NoDevice { .. });
+                OpenError { text: e.to_string(), absent }
+            })?;
+            Ok(Opened { driver, cores: Vec::new() })
+        }
+        other => Err(OpenError::new(format!("there is no HCA driver '{other}': soft, verbs"))),
     }
+}
+
+/// The map from the tenants' GIDs to those of the wire that an HCA begins with: that of its file, if it
+/// names one. None for drivers without such a map.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn gid_map(spec: &HcaSpec) -> Result<Option<Arc<GidMap>>, OpenError> {
+    if spec.driver != "verbs" {
+        return Ok(None);
+    }
+    let map = GidMap::default();
+    for (_, file) in spec.options.iter().filter(|(key, _)| key == "gids") {
+        map.add_file(Path::new(file)).map_err(|e| OpenError::new(format!("{file}: {e}")))?;
+    }
+    Ok(Some(Arc::new(map)))
+}
+
+fn verbs_device(spec: &HcaSpec) -> Result<&str, OpenError> {
+    match spec.device.as_deref() {
+        Some(device) if device == spec.name => Ok(device),
+        Some(device) => Err(OpenError::new(format!("an RDMA device keeps its name, '{device}'"))),
+        None => {
+            Err(OpenError::new("the device is missing: verbs:DEVICE, like verbs:mlx5_0".into()))
+        }
+    }
+}
+
+fn verbs_options(spec: &HcaSpec, with: &Surroundings<'_>) -> Result<verbs::Options, OpenError> {
+    let died = with.died.clone();
+    let mut options = verbs::Options {
+        pollers: with.pollers,
+        gids: with.gids.clone(),
+        died: Some(Box::new(move |name| died.note(name))),
+        ..Default::default()
+    };
+    for (key, value) in &spec.options {
+        match (key.as_str(), value.as_str()) {
+            ("port", _) => {
+                options.port = match value.parse() {
+                    Ok(port @ 1..) => port,
+                    _ => return Err(OpenError::new(format!("port={value}: a number from 1"))),
+                }
+            }
+            ("post", "auto") => options.post = verbs::Post::Auto,
+            ("post", "direct") => options.post = verbs::Post::Direct,
+            ("post", "thread") => options.post = verbs::Post::Thread,
+            ("post", _) => {
+                return Err(OpenError::new(format!("post={value}: auto, direct, thread")));
+            }
+            // Read by `gid_map`.
+            ("gids", _) => {}
+            ("library", path) => options.library = Some(path.into()),
+            _ => {
+                return Err(OpenError::new(format!(
+                    "unknown key '{key}': port, post, gids, library"
+                )));
+            }
+        }
+    }
+    Ok(options)
 }
 
 /// A network's wire as the soft HCA sees it: the path MTU is what fits into `mtu` bytes of IP.

@@ -24,6 +24,7 @@ pub mod doorbell;
 pub mod events;
 pub mod fast;
 pub mod hca;
+pub mod hotplug;
 pub mod management;
 pub mod mapping;
 pub mod memory;

@@ -15,6 +15,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use rdma_midlayer::MaySleep;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::pipe;
+use vhost_rdma::hotplug::HostDevices;
 use vhost_rdma::{Daemon, Management, StartError};
 
 use cli::Cli;
@@ -113,6 +114,7 @@ fn serve(
         manager.add_subscriber(Box::new(Management::listen(cx, daemon.clone(), path)?));
         log::info!("waiting for vhost-rdma-ctl on {}", path.display());
     }
+    manager.add_subscriber(Box::new(HostDevices::new(cx, daemon.clone())));
     while !ended.get() {
         manager.run().map_err(|e| std::io::Error::other(e.to_string()))?;
     }

@@ -98,7 +98,10 @@ fn answer(stream: &mut BufReader<UnixStream>, request: &str) -> String {
 #[test]
 fn hcas_and_devices_come_and_go() {
     let daemon = TestDaemon::start(&[]);
-    assert_eq!(daemon.done(&["hca", "list"]), "NAME   HCA         DEVICES\nsoft0  soft0=soft  -\n");
+    assert_eq!(
+        daemon.done(&["hca", "list"]),
+        "NAME   HCA         STATE    DEVICES\nsoft0  soft0=soft  present  -\n"
+    );
     let one = daemon.path("one.sock");
     daemon.done(&["device", "add", &format!("{one},mac=52:54:00:00:00:01")]);
     assert!(Path::new(&one).exists());
@@ -106,7 +109,10 @@ fn hcas_and_devices_come_and_go() {
     let two = daemon.path("two.sock");
     daemon.done(&["device", "add", &format!("{two},hca=second,net=3")]);
     let list = daemon.done(&["hca", "list"]);
-    assert!(list.contains("soft0   soft0=soft   one\nsecond  second=soft  two\n"), "{list}");
+    assert!(
+        list.contains("soft0   soft0=soft   present  one\nsecond  second=soft  present  two\n"),
+        "{list}"
+    );
 
     daemon.done(&["hca", "remove", "soft0"]);
     let list = daemon.done(&["device", "list"]);
@@ -134,7 +140,13 @@ fn refusals_say_why() {
         (&["hca", "remove", "y"][..], "there is no HCA 'y'; there are 'soft0', 'x'"),
         (&["hca", "add", "x=soft"], "there is an HCA 'x' already"),
         (&["hca", "add", "magic"], "no HCA driver 'magic'"),
-        (&["hca", "add", "z=soft,fast=yes"], "unknown key 'fast'"),
+        (&["hca", "add", "z=soft,fast=yes"], "takes wire=always only"),
+        (&["hca", "add", "verbs"], "the device is missing"),
+        (&["hca", "add", "a=verbs:b"], "keeps its name"),
+        (&["hca", "add", "verbs:a,port=0"], "a number from 1"),
+        (&["hca", "add", "verbs:a,library=/none.so"], "/none.so can't be loaded"),
+        (&["gid", "list", "y"], "there is no HCA 'y'"),
+        (&["gid", "list", "x"], "maps no GIDs"),
         (&["device", "add", &a], "already the socket"),
         (&["device", "add", "/no/such/place.sock"], "can't listen"),
         (&["device", "add", "x,mac=1"], "mac="),
@@ -145,6 +157,37 @@ fn refusals_say_why() {
         let error = daemon.refused(args);
         assert!(error.contains(word), "{args:?}: {error}");
     }
+}
+
+#[test]
+fn an_rdma_device_of_the_host_is_used_or_waited_for_and_its_gids_are_mapped() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "0 10.0.0.1 192.0.2.1\n").unwrap();
+    let (library, gids) = (verbs_stub::PATH, file.path().display().to_string());
+    let stub = format!("verbs:stub0,library={library},gids={gids}");
+    let daemon = TestDaemon::start(&["--hca", &stub]);
+    daemon.done(&["hca", "add", &format!("verbs:absent,library={library}")]);
+    let list = daemon.done(&["hca", "list"]);
+    let state = |name: &str| {
+        let line = list.lines().find(|line| line.starts_with(name)).unwrap_or(&list);
+        line.split_whitespace().nth(2).unwrap_or_default().to_owned()
+    };
+    assert_eq!((state("stub0"), state("absent")), ("present".to_owned(), "waiting".to_owned()));
+    daemon.done(&["device", "add", &format!("{},hca=stub0", daemon.path("vm.sock"))]);
+    assert!(!daemon.done(&["device", "list"]).contains("gone"));
+
+    daemon.done(&["gid", "map", "stub0", "fd00::1", "192.0.2.7", "--net", "3"]);
+    daemon.done(&["gid", "map", "absent", "10.0.0.2", "192.0.2.2"]);
+    let list = daemon.done(&["gid", "list", "stub0"]);
+    let wanted = "NET  GUEST     WIRE\n0    10.0.0.1  192.0.2.1\n3    fd00::1   192.0.2.7\n";
+    assert_eq!(list, wanted);
+    daemon.done(&["gid", "unmap", "stub0", "10.0.0.1"]);
+    assert!(daemon.refused(&["gid", "unmap", "stub0", "10.0.0.1"]).contains("not mapped"));
+    assert!(daemon.refused(&["gid", "map", "stub0", "ten", "192.0.2.1"]).contains("no GID"));
+
+    daemon.done(&["hca", "remove", "absent"]);
+    daemon.done(&["hca", "remove", "stub0"]);
+    assert!(daemon.done(&["device", "list"]).contains("stub0 (gone)"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use vhost_rdma::management::{Answer, DeviceStatus, HcaStatus, Request};
+use vhost_rdma::management::{Answer, DeviceStatus, Gid, HcaStatus, Request};
 
 /// Where the daemon's socket is, unless it is said.
 const DEFAULT_SOCKET: &str = "/run/vhost-rdma.sock";
@@ -61,6 +61,9 @@ enum Command {
     /// Devices: one for each VM.
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// GIDs of guests, and what stands for them on the wire (verbs HCAs).
+    #[command(subcommand)]
+    Gid(GidCommand),
     /// What devices have counted: messages, bytes, doorbells, interrupts, errors.
     Counters {
         /// Only this device: its name, or its socket's path.
@@ -102,6 +105,40 @@ enum DeviceCommand {
     },
     /// All devices, their HCAs, and whether a VM is there.
     List,
+}
+
+#[derive(Subcommand, Debug)]
+enum GidCommand {
+    /// Have a guest's GID stand for another one on the wire.
+    ///
+    /// Counts for QPs that are connected from now on. GIDs are written as addresses, IPv4 or IPv6. By
+    /// this, networks of guests may overlap, and guests' addresses need not be the host's.
+    Map {
+        /// The HCA's name.
+        hca: String,
+        /// The GID as the guests know it.
+        guest: String,
+        /// The GID on the wire.
+        wire: String,
+        /// The guests' network.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        net: u64,
+    },
+    /// Have a guest's GID stand for itself again.
+    Unmap {
+        /// The HCA's name.
+        hca: String,
+        /// The GID as the guests know it.
+        guest: String,
+        /// The guests' network.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        net: u64,
+    },
+    /// All GIDs of an HCA's guests that stand for others.
+    List {
+        /// The HCA's name.
+        hca: String,
+    },
 }
 
 /// Why there is no answer.
@@ -156,6 +193,16 @@ fn request(command: &Command) -> Request {
             Request::DeviceRemove { name: name.clone() }
         }
         Command::Device(DeviceCommand::List) => Request::DeviceList,
+        Command::Gid(GidCommand::Map { hca, guest, wire, net }) => Request::GidMap {
+            hca: hca.clone(),
+            network: *net,
+            guest: guest.clone(),
+            wire: wire.clone(),
+        },
+        Command::Gid(GidCommand::Unmap { hca, guest, net }) => {
+            Request::GidUnmap { hca: hca.clone(), network: *net, guest: guest.clone() }
+        }
+        Command::Gid(GidCommand::List { hca }) => Request::GidList { hca: hca.clone() },
         Command::Counters { device } => Request::Counters { name: device.clone() },
     }
 }
@@ -179,6 +226,7 @@ fn show(command: &Command, value: Value) -> String {
     let table = match command {
         Command::Hca(HcaCommand::List) => read(&value).map(hca_table),
         Command::Device(DeviceCommand::List) => read(&value).map(device_table),
+        Command::Gid(GidCommand::List { .. }) => read(&value).map(gid_table),
         Command::Counters { .. } => read(&value).map(counter_table),
         _ if value.is_null() => return String::new(),
         _ => None,
@@ -193,9 +241,10 @@ fn read<T: DeserializeOwned>(value: &Value) -> Option<T> {
 fn hca_table(hcas: Vec<HcaStatus>) -> String {
     let rows = hcas.into_iter().map(|hca| {
         let devices = if hca.devices.is_empty() { "-".into() } else { hca.devices.join(",") };
-        vec![hca.name, hca.hca, devices]
+        let state = if hca.present { "present" } else { "waiting" };
+        vec![hca.name, hca.hca, state.to_owned(), devices]
     });
-    table(&["NAME", "HCA", "DEVICES"], rows.collect())
+    table(&["NAME", "HCA", "STATE", "DEVICES"], rows.collect())
 }
 
 fn device_table(devices: Vec<DeviceStatus>) -> String {
@@ -211,6 +260,11 @@ fn device_table(devices: Vec<DeviceStatus>) -> String {
         vec![device.name, mac, network, vectors, hca, vm.to_owned(), device.socket]
     });
     table(&["NAME", "MAC", "NET", "VECTORS", "HCA", "VM", "SOCKET"], rows.collect())
+}
+
+fn gid_table(gids: Vec<Gid>) -> String {
+    let rows = gids.into_iter().map(|gid| vec![gid.network.to_string(), gid.guest, gid.wire]);
+    table(&["NET", "GUEST", "WIRE"], rows.collect())
 }
 
 fn counter_table(devices: Map<String, Value>) -> String {
@@ -253,11 +307,15 @@ mod tests {
         let hca = HcaStatus {
             name: "soft0".to_owned(),
             hca: "soft0=soft".to_owned(),
+            present: true,
             devices: vec!["a".to_owned(), "b".to_owned()],
         };
         let list = Command::Hca(HcaCommand::List);
         let value = serde_json::to_value([hca]).unwrap();
-        assert_eq!(show(&list, value), "NAME   HCA         DEVICES\nsoft0  soft0=soft  a,b\n");
+        assert_eq!(
+            show(&list, value),
+            "NAME   HCA         STATE    DEVICES\nsoft0  soft0=soft  present  a,b\n"
+        );
         assert_eq!(show(&list, serde_json::json!({"new": 1})), "{\"new\":1}\n");
     }
 }

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Does what a request of the management socket asks for.
 
+use std::net::Ipv6Addr;
+
 use rdma_midlayer::MaySleep;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Answer, DeviceStatus, HcaStatus, Request};
+use super::{Answer, DeviceStatus, Gid, HcaStatus, Request};
 use crate::counters;
 use crate::daemon::Daemon;
 use crate::device::Device;
+use crate::hca::{GidMapping, parse_gid};
 
 /// Executes one request. May sleep.
 pub fn execute(cx: &MaySleep, daemon: &mut Daemon, request: Request) -> Answer {
@@ -42,14 +45,31 @@ fn try_execute(cx: &MaySleep, daemon: &mut Daemon, request: Request) -> Result<V
             Ok(Value::Null)
         }
         Request::DeviceList => devices(daemon),
+        Request::GidList { hca } => gids(daemon, &hca),
+        Request::GidMap { hca, network, guest, wire } => {
+            let (virtual_gid, physical) = (gid(&guest)?, gid(&wire)?);
+            let map = daemon.gids(&hca).map_err(|e| e.to_string())?;
+            map.set(GidMapping { network, virtual_gid, physical });
+            log::info!("management: {hca}: {guest} of network {network} is {wire} on the wire");
+            Ok(Value::Null)
+        }
+        Request::GidUnmap { hca, network, guest } => {
+            let map = daemon.gids(&hca).map_err(|e| e.to_string())?;
+            if !map.remove(network, gid(&guest)?) {
+                return Err(format!("{guest} of network {network} is not mapped"));
+            }
+            log::info!("management: {hca}: {guest} of network {network} is itself on the wire");
+            Ok(Value::Null)
+        }
         Request::Counters { name } => all_counters(daemon, name.as_deref()),
     }
 }
 
 fn hcas(daemon: &Daemon) -> Result<Value, String> {
-    let status = daemon.hcas().map(|spec| HcaStatus {
+    let status = daemon.hcas().map(|(spec, present)| HcaStatus {
         name: spec.name.clone(),
         hca: spec.to_string(),
+        present,
         devices: daemon
             .devices()
             .filter(|device| hca_of(device) == spec.name)
@@ -76,6 +96,26 @@ fn devices(daemon: &Daemon) -> Result<Value, String> {
         }
     });
     to_value(&status.collect::<Vec<_>>())
+}
+
+fn gids(daemon: &Daemon, hca: &str) -> Result<Value, String> {
+    let map = daemon.gids(hca).map_err(|e| e.to_string())?;
+    let list = map.list().into_iter().map(|mapping| Gid {
+        network: mapping.network,
+        guest: address(mapping.virtual_gid.0),
+        wire: address(mapping.physical.0),
+    });
+    to_value(&list.collect::<Vec<_>>())
+}
+
+fn gid(text: &str) -> Result<rdma_midlayer::types::Gid, String> {
+    parse_gid(text).ok_or_else(|| format!("'{text}' is no GID: an IPv4 or IPv6 address"))
+}
+
+/// A GID as people write it.
+fn address(gid: [u8; 16]) -> String {
+    let v6 = Ipv6Addr::from(gid);
+    v6.to_ipv4_mapped().map_or_else(|| v6.to_string(), |v4| v4.to_string())
 }
 
 fn all_counters(daemon: &Daemon, name: Option<&str>) -> Result<Value, String> {

@@ -53,11 +53,49 @@ pub enum Request {
     },
     /// All devices: an array of [`DeviceStatus`].
     DeviceList,
+    /// What the guests' GIDs of an HCA are on the wire: an array of [`Gid`].
+    GidList {
+        /// The HCA's name.
+        hca: String,
+    },
+    /// Has a guest's GID stand for another one on the wire, for QPs connected from now on.
+    GidMap {
+        /// The HCA's name.
+        hca: String,
+        /// The guest's network.
+        #[serde(default)]
+        network: u64,
+        /// The guest's GID, as an IPv4 or IPv6 address.
+        guest: String,
+        /// That on the wire.
+        wire: String,
+    },
+    /// Has a guest's GID stand for itself again.
+    GidUnmap {
+        /// The HCA's name.
+        hca: String,
+        /// The guest's network.
+        #[serde(default)]
+        network: u64,
+        /// The guest's GID, as an IPv4 or IPv6 address.
+        guest: String,
+    },
     /// What devices counted: an object of objects of numbers, by socket.
     Counters {
         /// The name or socket of the only device to tell of.
         name: Option<String>,
     },
+}
+
+/// A GID of a guest, and the one that stands for it on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gid {
+    /// The guest's network.
+    pub network: u64,
+    /// The guest's GID, as an IPv4 or IPv6 address.
+    pub guest: String,
+    /// That on the wire.
+    pub wire: String,
 }
 
 /// An HCA as `hca-list` tells of it.
@@ -67,6 +105,8 @@ pub struct HcaStatus {
     pub name: String,
     /// All of it, as after `--hca`.
     pub hca: String,
+    /// Whether it is there; else it waits for a device that the host does not have now.
+    pub present: bool,
     /// The names of the devices that belong to it.
     pub devices: Vec<String>,
 }
