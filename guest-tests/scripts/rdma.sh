@@ -54,11 +54,11 @@ wait_listening() {
     return 1
 }
 
-# The guest in which `pair` runs servers.
-SERVER=0
+# The guest in which `pair` runs servers, and that with the clients: all others if it is empty.
+SERVER=0 CLIENT=
 
 # pair NAME COMMAND [ARGUMENT…]: runs a command as server in guest $SERVER and as client, with the
-# server's address as last argument, in the other. NAME is that of the barriers. Output: /tmp/output.
+# server's address as last argument, in $CLIENT. NAME is that of the barriers. Output: /tmp/output.
 # On a busy host perftest may find no clock rate and print "inf" times, or see nothing of a transfer
 # in the seconds that it looks, and print 0: then both try again.
 pair() {
@@ -86,6 +86,9 @@ pair_once() {
         wait_listening "$server" || true
         lab-barrier "$name-start"
         wait "$server" || status=$?
+    elif [[ $GUEST_INDEX != "${CLIENT:-$GUEST_INDEX}" ]]; then
+        : > /tmp/output
+        lab-barrier "$name-start"
     else
         lab-barrier "$name-start"
         timeout 90 "$@" "${!address}" > /tmp/output 2>&1 || status=$?

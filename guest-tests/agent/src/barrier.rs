@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::channel::Sender;
+use crate::host;
 use crate::sys::Result;
 
 const SOCKET: &str = "/run/lab.sock";
@@ -34,7 +35,10 @@ impl Waiting {
                 let mut all = waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
                 all.entry(name).or_default().push(stream);
                 drop(all);
-                lab.send(&format!("barrier {said}"));
+                match said.strip_prefix(host::NAME) {
+                    Some(words) => lab.send(&format!("host{words}")),
+                    None => lab.send(&format!("barrier {said}")),
+                }
             }
         });
         Ok(())
@@ -83,9 +87,15 @@ pub fn command(name: Option<&str>, value: Option<&str>) -> ExitCode {
 
 /// All guests' values, or None when the barrier is broken.
 fn wait(name: &str, value: &str) -> Result<Option<String>> {
+    let answer = ask(&format!("{name} {value}"))?;
+    Ok(answer.trim().strip_prefix("go").map(str::to_owned))
+}
+
+/// The lab's answer to one line.
+pub fn ask(line: &str) -> Result<String> {
     let mut stream = UnixStream::connect(SOCKET)?;
-    writeln!(stream, "{name} {value}")?;
+    writeln!(stream, "{line}")?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
-    Ok(answer.trim().strip_prefix("go").map(str::to_owned))
+    Ok(answer.trim_end_matches('\n').to_owned())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The line to the lab: text lines over a virtio-serial port (QEMU) or a serial line (UML). To
-//! the lab: `ready`, `out TEXT`, `barrier NAME VALUE`, `exit STATUS`. From it: `start`,
-//! `go NAME VALUES…`, `broken NAME`.
+//! the lab: `ready`, `out TEXT`, `barrier NAME VALUE`, `host WORD…`, `exit STATUS`. From it: `start`,
+//! `go NAME VALUES…`, `broken NAME`, `did STATUS TEXT`.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Write};

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::barrier::Waiting;
 use crate::channel::{self, Sender};
+use crate::host;
 use crate::job::{FOLDER, Job};
 use crate::root::{copy_tree, sorted_files};
 use crate::sys::{self, Result};
@@ -171,6 +172,7 @@ fn run_job(job: &Job, device: &str, lab: &Sender, from_lab: BufReader<File>) -> 
                     waiting.answer(name, &format!("go {values}"));
                 }
                 Some(("broken", name)) => waiting.answer(name, "broken"),
+                Some(("did", rest)) => waiting.answer(host::NAME, rest),
                 _ => {}
             }
         }

@@ -38,7 +38,8 @@ pub enum Command {
     /// GUEST_KIND, ADDR (its own address), ADDR_0, ADDR_1 …, PEER_ADDR (the next guest's),
     /// PEER_ADDRS (all others'), and RDMA_DEVICE (empty with --no-rdma). `lab-barrier NAME` waits
     /// until all guests' scripts have called it; `lab-barrier NAME VALUE` also prints what
-    /// each of them gave. `verifier --help` tells of the byte checker.
+    /// each of them gave. `lab-host WORD…` has the host do something: `lab-host ctl hca remove
+    /// soft0` calls vhost-rdma-ctl for the daemon. `verifier --help` tells of the byte checker.
     /// Each line of output is printed with its guest's name. The exit status is not zero if any
     /// script fails or the time-out passes.
     Run(RunArguments),
@@ -79,6 +80,9 @@ pub struct GuestArguments {
     /// Frames in a million that these ports lose, in each direction
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub loss: u32,
+    /// The RDMA device can be unplugged: `lab-host unplug` and `lab-host plug` (QEMU only)
+    #[arg(long)]
+    pub hot_plug: bool,
     /// Virtual processors of each guest
     #[arg(long, default_value_t = DEFAULT_PROCESSORS, value_parser = clap::value_parser!(u32).range(1..=4))]
     pub smp: u32,
@@ -104,6 +108,8 @@ impl GuestArguments {
             rdma: !self.no_rdma,
             outside: self.outside.min(guests),
             loss: self.loss,
+            hot_plug: self.hot_plug,
+            hosts: 0,
         }
     }
 }

@@ -22,6 +22,8 @@ pub struct Daemon {
     pub log: PathBuf,
     /// One socket a guest; none for one without an RDMA device.
     pub sockets: Vec<Option<PathBuf>>,
+    /// Its management socket.
+    pub control: PathBuf,
 }
 
 /// What the daemon serves.
@@ -50,8 +52,10 @@ impl Daemon {
             .collect();
         let log = folder.join("daemon.log");
         let output = File::options().create(true).append(true).open(&log)?;
+        let control = folder.join("control.sock");
         let mut command = Command::new(program);
-        let mut awaited = Vec::new();
+        command.arg("--control").arg(&control);
+        let mut awaited = vec![control.clone()];
         for (index, socket) in sockets.iter().enumerate() {
             let [local, remote] = [network::daemon_socket, network::guest_socket]
                 .map(|path| path(folder, index).display().to_string());
@@ -72,9 +76,6 @@ impl Daemon {
             }
             command.arg("--socket-path").arg(device);
         }
-        if outside == service.guests {
-            command.arg("--control").arg(folder.join("control.sock"));
-        }
         if outside > 0 {
             command.arg("--pcap").arg(folder.join("wire.pcap"));
         }
@@ -91,7 +92,7 @@ impl Daemon {
             });
         }
         let child = command.spawn().context("starting the daemon")?;
-        let mut daemon = Self { child, log, sockets };
+        let mut daemon = Self { child, log, sockets, control };
         let until = Instant::now() + PATIENCE;
         while !awaited.iter().all(|socket| socket.exists()) {
             daemon.check()?;

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -17,7 +18,9 @@ use crate::daemon::{Daemon, Service};
 use crate::guest::qemu::{self, Machine};
 use crate::guest::{Guest, Kind, Said, Wiring, ramdisk, uml};
 use crate::guest_root::{GuestRoot, guest_root};
+use crate::host_side::{self, HostSide};
 use crate::kernels::{self, Kernel, Release};
+use crate::nested;
 use crate::network;
 use crate::programs::{self, Module, ModuleFor};
 use crate::progress;
@@ -58,6 +61,11 @@ pub struct Shape {
     pub outside: usize,
     /// Frames in a million that the ports lose, in each direction.
     pub loss: u32,
+    /// Whether the RDMA device can be unplugged and plugged (QEMU only).
+    pub hot_plug: bool,
+    /// How many of the guests, the first ones, are hosts to the others, which run in the first one; 0:
+    /// none, all run on this host (QEMU only).
+    pub hosts: usize,
 }
 
 impl Shape {
@@ -74,7 +82,21 @@ impl Shape {
             rdma: true,
             outside: 0,
             loss: 0,
+            hot_plug: false,
+            hosts: 0,
         }
+    }
+}
+
+impl Shape {
+    /// Whether guest `index` runs inside of another.
+    pub fn is_inner(&self, index: usize) -> bool {
+        self.hosts > 0 && index >= self.hosts
+    }
+
+    /// How many guests run on this host.
+    fn outer(&self) -> usize {
+        if self.hosts > 0 { self.hosts } else { self.guests }
     }
 }
 
@@ -97,7 +119,8 @@ impl Job {
     pub fn of_script(name: &str) -> Result<Self> {
         let folder = programs::checkout().join("guest-tests/scripts");
         let script = fs::read(folder.join(name)).with_context(|| format!("reading {name}"))?;
-        Ok(Self { script, files: vec![folder.join("rdma.sh")], ..Self::default() })
+        let files = ["rdma.sh", "nested-host.sh"].map(|name| folder.join(name)).into();
+        Ok(Self { script, files, ..Self::default() })
     }
 }
 
@@ -111,6 +134,9 @@ pub struct Parts {
     module: Option<Module>,
     provider: Vec<(PathBuf, String)>,
     daemon: Option<PathBuf>,
+    ctl: Option<PathBuf>,
+    /// What hosts of guests need.
+    nested_image: Option<PathBuf>,
 }
 
 enum Engine {
@@ -166,13 +192,32 @@ impl Parts {
         };
         let agent = programs::agent()?;
         let verifier = programs::verifier()?;
-        let (mut module, mut provider, mut daemon) = (None, Vec::new(), None);
+        let (mut module, mut provider, mut daemon, mut ctl) = (None, Vec::new(), None, None);
         if shape.rdma {
             module = Some(programs::module(cache, module_for)?);
             provider = programs::provider_files(&programs::provider(cache)?)?;
             daemon = Some(programs::daemon()?);
+            ctl = Some(programs::ctl()?);
         }
-        Ok(Self { shape: shape.clone(), root, agent, verifier, engine, module, provider, daemon })
+        let nested_image = match &engine {
+            Engine::Qemu { program, kernel } if shape.hosts > 0 => {
+                Some(nested::image(cache, program, kernel)?)
+            }
+            _ => None,
+        };
+        let shape = shape.clone();
+        Ok(Self {
+            shape,
+            root,
+            agent,
+            verifier,
+            engine,
+            module,
+            provider,
+            daemon,
+            ctl,
+            nested_image,
+        })
     }
 
     /// Boots the guests, runs `job` in each, and hands every line of output to `on_line` with the
@@ -206,16 +251,22 @@ impl Parts {
         let folder = RunFolder::make()?;
         let mut daemon = self.start_daemon(&folder.path)?;
         let (sender, events) = mpsc::channel();
-        let consoles: Vec<PathBuf> = (0..self.shape.guests)
+        let consoles: Vec<PathBuf> = (0..self.shape.outer())
             .map(|index| folder.path.join(format!("console{index}.log")))
             .collect();
         let guests = self.boot(&folder.path, daemon.as_ref(), Some(job), &consoles, &sender)?;
         drop(sender);
         let mut run = Run {
+            hosts: self.shape.hosts,
             states: guests.iter().map(|_| State::Booting).collect(),
             lines: vec![Vec::new(); guests.len()],
             guests,
             barriers: BTreeMap::new(),
+            host: HostSide {
+                ctl: self.ctl.clone().zip(daemon.as_ref().map(|daemon| daemon.control.clone())),
+                folder: folder.path.clone(),
+                vectors: self.shape.vectors,
+            },
             daemon: daemon.as_mut(),
             consoles: &consoles,
             on_line,
@@ -275,6 +326,7 @@ impl Parts {
     fn start_daemon(&self, folder: &Path) -> Result<Option<Daemon>> {
         self.daemon
             .as_ref()
+            .filter(|_| self.shape.hosts == 0)
             .map(|program| {
                 let Shape { guests, outside, vectors, loss, .. } = self.shape;
                 Daemon::start(program, &Service { guests, outside, vectors, loss }, folder)
@@ -284,6 +336,7 @@ impl Parts {
 
     fn boot_patience(&self) -> Duration {
         match self.shape.kind {
+            Kind::Qemu if self.shape.hosts > 0 => Duration::from_secs(400),
             Kind::Qemu => Duration::from_secs(150),
             Kind::Uml => Duration::from_secs(60),
         }
@@ -298,10 +351,18 @@ impl Parts {
         consoles: &[PathBuf],
         events: &mpsc::Sender<(usize, Said)>,
     ) -> Result<Vec<Guest>> {
-        let on_terminal = self.shape.guests - consoles.len();
+        let outer = self.shape.outer();
+        let on_terminal = outer - consoles.len();
+        let (mut inner_guests, mut inner_lines, mut inner_disks) = (vec![], vec![], vec![]);
+        for index in outer..self.shape.guests {
+            let (ours, theirs) = UnixStream::pair().context("making a line to a guest")?;
+            inner_lines.push((index, OwnedFd::from(theirs)));
+            inner_guests.push(Guest::inside(ours, index, events.clone())?);
+            inner_disks.push(self.write_ramdisk(folder, index, job, false, &[])?);
+        }
         let mut guests = Vec::new();
         let networks = match self.shape.outside {
-            0 => network::join(self.shape.guests)?,
+            0 => network::join(outer)?,
             _ => network::join_by_daemon(folder, self.shape.guests)?,
         };
         for (index, network) in networks.into_iter().enumerate() {
@@ -310,18 +371,21 @@ impl Parts {
                 network,
                 line: theirs.into(),
                 rdma_socket: daemon.and_then(|daemon| daemon.sockets[index].clone()),
+                inner_lines: std::mem::take(&mut inner_lines),
+                qmp_socket: self.shape.hot_plug.then(|| host_side::qmp_socket(folder, index)),
                 console: index.checked_sub(on_terminal).map(|place| consoles[place].clone()),
             };
-            let image = folder.join(format!("ramdisk{index}"));
-            let contents = self.ramdisk(index, job, wiring.console.is_none())?;
-            fs::write(&image, ramdisk::pack(&contents)?)?;
+            let terminal = wiring.console.is_none();
+            let image = self.write_ramdisk(folder, index, job, terminal, &inner_disks)?;
+            inner_disks.clear();
             let command = match &self.engine {
                 Engine::Qemu { program, kernel } => {
                     let machine = Machine {
                         program: program.clone(),
                         processors: self.shape.processors,
-                        memory_mib: self.shape.memory_mib,
+                        memory_mib: self.memory_of(index),
                         vectors: self.shape.vectors,
+                        nested_image: self.nested_image.clone(),
                     };
                     qemu::command(&machine, kernel, &self.root, &image, index, &wiring)
                 }
@@ -337,7 +401,36 @@ impl Parts {
             };
             guests.push(Guest::start(command, wiring, ours, index, events.clone())?);
         }
+        guests.extend(inner_guests);
         Ok(guests)
+    }
+
+    /// Memory of a guest that runs on this host, in MiB.
+    fn memory_of(&self, index: usize) -> u32 {
+        match (self.shape.hosts, self.shape.guests) {
+            (0, _) => self.shape.memory_mib,
+            (hosts, all) if index == 0 => {
+                let inner = u32::try_from(all - hosts).unwrap_or(u32::MAX);
+                nested::OUTER_MEMORY_MIB + nested::INNER_MEMORY_MIB * inner
+            }
+            _ => nested::OUTER_MEMORY_MIB,
+        }
+    }
+
+    /// Packs the RAM disk of a guest, with those of the guests inside of it, and returns its place.
+    fn write_ramdisk(
+        &self,
+        folder: &Path,
+        index: usize,
+        job: Option<&Job>,
+        terminal: bool,
+        inner: &[PathBuf],
+    ) -> Result<PathBuf> {
+        let image = folder.join(format!("ramdisk{index}"));
+        let mut contents = self.ramdisk(index, job, terminal)?;
+        contents.files.extend(named(inner));
+        fs::write(&image, ramdisk::pack(&contents)?)?;
+        Ok(image)
     }
 
     fn ramdisk(
@@ -352,8 +445,11 @@ impl Parts {
         set("index", index.to_string());
         set("address", network::address(index));
         set("mtu", network::MTU.to_string());
-        let rdma = self.shape.rdma && index >= self.shape.outside;
-        set("rdma", if rdma { "yes" } else { "no" }.to_owned());
+        // Hosts of guests give them the device, and have none.
+        let has_device = self.shape.rdma
+            && index >= self.shape.outside
+            && (self.shape.hosts == 0 || self.shape.is_inner(index));
+        set("rdma", if has_device { "yes" } else { "no" }.to_owned());
         set("env.GUEST_INDEX", index.to_string());
         set("env.GUEST_COUNT", count.to_string());
         set("env.GUEST_KIND", self.shape.kind.to_string());
@@ -363,6 +459,14 @@ impl Parts {
         set("env.PEER_ADDR", network::address((index + 1) % count));
         for other in 0..count {
             set(&format!("env.ADDR_{other}"), network::address(other));
+        }
+        if self.shape.hosts > 0 {
+            set("env.GUEST_LEVEL", if self.shape.is_inner(index) { "2" } else { "1" }.to_owned());
+            set("env.INNER_MEMORY_MIB", nested::INNER_MEMORY_MIB.to_string());
+            set("env.INNER_KERNEL_ARGUMENTS", qemu::kernel_arguments(false));
+            for other in self.shape.hosts..count {
+                set(&format!("env.MAC_{other}"), network::mac_text(network::mac(other)));
+            }
         }
         let mut boot_modules = Vec::new();
         match &self.engine {
@@ -395,9 +499,14 @@ impl Parts {
         files.push((PathBuf::from("/proc/cpuinfo"), "cpuinfo".to_owned()));
         if let Some(module) = &self.module {
             files.push((module.self_test.clone(), "rdma_selftest.ko".to_owned()));
+            files.push((module.hold.clone(), "rdma_hold.ko".to_owned()));
             files.push((module.hostile.clone(), "uverbs_hostile".to_owned()));
         }
-        let commands = vec![(self.verifier.clone(), "verifier".to_owned())];
+        let mut commands = vec![(self.verifier.clone(), "verifier".to_owned())];
+        if index < self.shape.hosts {
+            commands.extend(self.daemon.clone().map(|it| (it, "vhost-rdma".to_owned())));
+            commands.extend(self.ctl.clone().map(|it| (it, "vhost-rdma-ctl".to_owned())));
+        }
         let script = match job {
             Some(job) if !terminal => Some((job.script.clone(), job.arguments.clone())),
             _ if !terminal => Some((b"#!/bin/sh\nexec sleep infinity\n".to_vec(), Vec::new())),
@@ -407,7 +516,12 @@ impl Parts {
             settings,
             agent: self.agent.clone(),
             boot_modules,
-            modules: self.module.iter().map(|module| module.driver.clone()).collect(),
+            modules: self
+                .module
+                .iter()
+                .filter(|_| has_device)
+                .map(|module| module.driver.clone())
+                .collect(),
             script,
             files,
             overlay: self.provider.clone(),
@@ -479,11 +593,14 @@ impl State {
 
 /// The guests of one run with what is known of them.
 struct Run<'run> {
+    /// How many are hosts to the others: their scripts start first, and boot the others.
+    hosts: usize,
     guests: Vec<Guest>,
     states: Vec<State>,
     lines: Vec<Vec<String>>,
     /// Which guests wait where, and the value that each gave.
     barriers: BTreeMap<String, BTreeMap<usize, String>>,
+    host: HostSide,
     daemon: Option<&'run mut Daemon>,
     consoles: &'run [PathBuf],
     on_line: &'run mut dyn FnMut(usize, &str),
@@ -499,6 +616,9 @@ impl Run<'_> {
         let begun = Instant::now();
         let boot_until = begun + boot_patience;
         while self.states.iter().any(|state| matches!(state, State::Booting)) {
+            if let Some(host) = (0..self.hosts).find(|host| self.states[*host].is_ended()) {
+                return Err(self.boot_failed(host, "its script ended before all others were up"));
+            }
             if !self.next(events, boot_until)? {
                 let slow: Vec<usize> = (0..self.guests.len())
                     .filter(|index| matches!(self.states[*index], State::Booting))
@@ -566,12 +686,20 @@ impl Run<'_> {
             }
         };
         match said {
+            Said::Ready if index < self.hosts => {
+                self.states[index] = State::Running;
+                self.guests[index].tell("start")?;
+            }
             Said::Ready => self.states[index] = State::Ready,
             Said::Output(line) => {
                 (self.on_line)(index, &line);
                 self.lines[index].push(line);
             }
             Said::Barrier(said) => self.arrive(index, &said),
+            Said::Host(words) => {
+                let answer = self.host.act(index, &words);
+                let _ = self.guests[index].tell(&format!("did {answer}"));
+            }
             Said::Exit(status) => self.end(index, status),
             Said::Gone => match self.states[index] {
                 State::Booting => return Err(self.boot_failed(index, "stopped while it booted")),

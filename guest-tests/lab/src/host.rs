@@ -11,8 +11,17 @@ use crate::progress;
 
 /// Host packages for making roots, images and kernels. QEMU's own build dependencies are
 /// installed by its build script.
-const PACKAGES: &[&str] =
-    &["mmdebstrap", "erofs-utils", "kmod", "xz-utils", "util-linux", "dpkg", "cpio", "valgrind"];
+const PACKAGES: &[&str] = &[
+    "mmdebstrap",
+    "erofs-utils",
+    "kmod",
+    "xz-utils",
+    "zstd",
+    "util-linux",
+    "dpkg",
+    "cpio",
+    "valgrind",
+];
 
 /// Installs those of the lab's host packages that are missing.
 ///

@@ -50,6 +50,14 @@ pub fn daemon() -> Result<PathBuf> {
     build_here("vhost-rdma", "vhost-rdma")
 }
 
+/// Builds the program that speaks to a running daemon, and returns its path.
+///
+/// # Errors
+/// When it doesn't compile.
+pub fn ctl() -> Result<PathBuf> {
+    build_here("vhost-rdma", "vhost-rdma-ctl")
+}
+
 /// Builds the guests' verifier, which loads libibverbs when it starts.
 ///
 /// # Errors
@@ -145,6 +153,8 @@ pub struct Module {
     pub driver: PathBuf,
     /// `rdma_selftest.ko`, which uses any RDMA device as a kernel consumer does.
     pub self_test: PathBuf,
+    /// `rdma_hold.ko`, which holds RDMA devices until they go.
+    pub hold: PathBuf,
     /// `uverbs_hostile`, a program that tries what a process may not do to the driver.
     pub hostile: PathBuf,
 }
@@ -197,6 +207,7 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<Module> {
     Ok(Module {
         driver: place.join("virtio_rdma.ko"),
         self_test: place.join("rdma_selftest.ko"),
+        hold: place.join("rdma_hold.ko"),
         hostile: place.join("uverbs_hostile"),
     })
 }

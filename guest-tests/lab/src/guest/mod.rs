@@ -42,8 +42,12 @@ pub struct Wiring {
     pub network: OwnedFd,
     /// The guest's end of its line to the lab.
     pub line: OwnedFd,
+    /// The lines of guests inside of this one, with their numbers.
+    pub inner_lines: Vec<(usize, OwnedFd)>,
     /// The daemon's socket for this guest, if it has an RDMA device.
     pub rdma_socket: Option<PathBuf>,
+    /// Where QEMU takes commands, for guests whose device is plugged and unplugged.
+    pub qmp_socket: Option<PathBuf>,
     /// Where the kernel's console goes; None: the lab's own terminal.
     pub console: Option<PathBuf>,
 }
@@ -57,6 +61,8 @@ pub enum Said {
     Output(String),
     /// Its script waits at a barrier: the barrier's name, and the guest's value.
     Barrier(String),
+    /// Its script wants something done on the host.
+    Host(String),
     /// Its script has ended.
     Exit(i32),
     /// The line is closed: the guest is gone.
@@ -65,7 +71,8 @@ pub enum Said {
 
 /// A running guest. Dropping it ends its processes.
 pub struct Guest {
-    child: Child,
+    /// None for one that runs inside of another.
+    child: Option<Child>,
     line: UnixStream,
 }
 
@@ -82,7 +89,12 @@ impl Guest {
         index: usize,
         events: Sender<(usize, Said)>,
     ) -> Result<Self> {
-        let inherited = [wiring.network.as_raw_fd(), wiring.line.as_raw_fd()];
+        let inner = wiring.inner_lines.iter().map(|(_, line)| line);
+        let inherited: Vec<_> = [&wiring.network, &wiring.line]
+            .into_iter()
+            .chain(inner)
+            .map(AsRawFd::as_raw_fd)
+            .collect();
         if let Some(console) = &wiring.console {
             let file = File::options().create(true).append(true).open(console)?;
             command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -93,20 +105,30 @@ impl Guest {
         unsafe {
             command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                for descriptor in inherited {
-                    libc::fcntl(descriptor, libc::F_SETFD, 0);
+                for descriptor in &inherited {
+                    libc::fcntl(*descriptor, libc::F_SETFD, 0);
                 }
                 Ok(())
             });
         }
         let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         drop(wiring);
+        let mut guest = Self::inside(line, index, events)?;
+        guest.child = Some(child);
+        Ok(guest)
+    }
+
+    /// A guest that another one starts; `line` is all that there is of it here.
+    ///
+    /// # Errors
+    /// When the line can't be read.
+    pub fn inside(line: UnixStream, index: usize, events: Sender<(usize, Said)>) -> Result<Self> {
         let reader = BufReader::new(line.try_clone()?);
         std::thread::spawn(move || {
             listen(reader, |said| events.send((index, said)).is_ok());
             let _ = events.send((index, Said::Gone));
         });
-        Ok(Self { child, line })
+        Ok(Self { child: None, line })
     }
 
     /// Sends the guest a line.
@@ -120,8 +142,9 @@ impl Guest {
     /// Waits until the guest has switched itself off, at most `patience`.
     pub fn wait_off(&mut self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
+        let Some(child) = &mut self.child else { return true };
         loop {
-            match self.child.try_wait() {
+            match child.try_wait() {
                 Ok(None) if Instant::now() < until => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
@@ -136,7 +159,9 @@ impl Guest {
     /// # Errors
     /// When it can't be waited for.
     pub fn wait(&mut self) -> Result<()> {
-        self.child.wait()?;
+        if let Some(child) = &mut self.child {
+            child.wait()?;
+        }
         Ok(())
     }
 }
@@ -146,7 +171,8 @@ impl Drop for Guest {
         if self.wait_off(Duration::ZERO) {
             return;
         }
-        if let Ok(pid) = libc::pid_t::try_from(self.child.id()) {
+        let Some(child) = &mut self.child else { return };
+        if let Ok(pid) = libc::pid_t::try_from(child.id()) {
             // UML has helper processes in the same group. A guest on the lab's own terminal
             // leads no group, and the second call is for it.
             // SAFETY: kill touches no memory; the child is not reaped yet, so the ids are its own.
@@ -155,7 +181,7 @@ impl Drop for Guest {
                 libc::kill(pid, libc::SIGKILL);
             }
         }
-        let _ = self.child.wait();
+        let _ = child.wait();
     }
 }
 
@@ -169,6 +195,7 @@ fn listen(mut reader: BufReader<UnixStream>, mut pass_on: impl FnMut(Said) -> bo
             "ready" => Said::Ready,
             "out" => Said::Output(rest.to_owned()),
             "barrier" => Said::Barrier(rest.to_owned()),
+            "host" => Said::Host(rest.to_owned()),
             "exit" => Said::Exit(rest.parse().unwrap_or(-1)),
             // A serial line may carry noise before the guest has set it up.
             _ => continue,

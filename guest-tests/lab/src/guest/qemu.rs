@@ -20,6 +20,11 @@ pub const OPTIONAL_BOOT_MODULES: &[&str] = &["crc32c_generic"];
 /// The name of the virtio-serial port that is the line to the lab.
 pub const LINE: &str = "lab";
 
+/// QEMU's name for the RDMA device.
+pub const RDMA_DEVICE: &str = "vhost-user-rdma-pci";
+/// The name of a guest's RDMA device that can be unplugged.
+pub const RDMA_ID: &str = "rdma0";
+
 /// The machine's size and looks.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -31,6 +36,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Completion vectors of the RDMA device.
     pub vectors: u32,
+    /// What a host of guests needs, as a third disk.
+    pub nested_image: Option<PathBuf>,
 }
 
 /// The command that boots guest `index`.
@@ -54,7 +61,10 @@ pub fn command(
     let size = machine.memory_mib;
     add(&["-m", &size.to_string()]);
     add(&["-object", &format!("memory-backend-memfd,id=mem0,size={size}M,share=on")]);
-    for (id, image) in [("root", &root.image), ("modules", &kernel.modules_image)] {
+    let nested = machine.nested_image.iter().map(|image| ("nested", image));
+    for (id, image) in
+        [("root", &root.image), ("modules", &kernel.modules_image)].into_iter().chain(nested)
+    {
         let file = image.display();
         add(&["-drive", &format!("if=none,id={id},format=raw,readonly=on,file={file}")]);
         add(&["-device", &format!("virtio-blk-pci,drive={id}")]);
@@ -67,16 +77,25 @@ pub fn command(
     add(&["-device", "virtio-serial-pci"]);
     add(&["-chardev", &format!("socket,id=line,fd={line}")]);
     add(&["-device", &format!("virtserialport,chardev=line,name={LINE}")]);
+    for (index, line) in &wiring.inner_lines {
+        add(&["-chardev", &format!("socket,id=inner{index},fd={}", line.as_raw_fd())]);
+        add(&["-device", &format!("virtserialport,chardev=inner{index},name=inner{index}")]);
+    }
     if let Some(socket) = &wiring.rdma_socket {
         let vectors = machine.vectors;
         add(&["-chardev", &format!("socket,id=rdma,path={},reconnect-ms=500", socket.display())]);
-        add(&[
-            "-device",
-            &format!(
-                "vhost-user-rdma-pci,chardev=rdma,num-comp-vectors={vectors},mac={address},\
-                 page-per-vq=on"
-            ),
-        ]);
+        let device = format!(
+            "{RDMA_DEVICE},chardev=rdma,num-comp-vectors={vectors},mac={address},page-per-vq=on"
+        );
+        match &wiring.qmp_socket {
+            None => add(&["-device", &device]),
+            Some(qmp) => {
+                // Its doorbells are pages of a large BAR.
+                add(&["-device", "pcie-root-port,id=hp0,chassis=1,slot=1,pref64-reserve=32M"]);
+                add(&["-device", &format!("{device},id={RDMA_ID},bus=hp0")]);
+                add(&["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())]);
+            }
+        }
     }
     match &wiring.console {
         Some(console) => add(&["-serial", &format!("file:{}", console.display())]),
@@ -89,9 +108,17 @@ pub fn command(
     command
 }
 
+/// The arguments of QMP's `device_add` that bring back what `command` had plugged in.
+pub fn device_to_plug(vectors: u32, index: usize) -> serde_json::Value {
+    serde_json::json!({
+        "driver": RDMA_DEVICE, "id": RDMA_ID, "bus": "hp0", "chardev": "rdma",
+        "num-comp-vectors": vectors, "mac": mac_text(mac(index)), "page-per-vq": true,
+    })
+}
+
 /// What makes a kernel boot quickly and surely under emulation on a loaded host: no timer checks,
 /// a given clock rate instead of a calibrated one, no mitigations, no self tests.
-fn kernel_arguments(interactive: bool) -> String {
+pub fn kernel_arguments(interactive: bool) -> String {
     let mut arguments = String::from(
         "console=ttyS0 rdinit=/init panic=-1 no_timer_check tsc=reliable mitigations=off \
          random.trust_cpu=on cryptomgr.notests net.ifnames=0",

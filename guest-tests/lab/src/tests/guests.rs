@@ -42,6 +42,17 @@ pub fn tests() -> Vec<Test> {
         let programs = script(programs, two.clone(), "ibverbs-programs.sh", &[]);
         // Two minutes under emulation, and the same programs.
         tests.push(if kind == Kind::Qemu { programs.long() } else { programs });
+        for (name, rounds, long) in [
+            // Emulated guests take a minute for it.
+            ("hca_removed_and_added_under_load", "2", kind == Kind::Qemu),
+            ("hca_removed_and_added_20_times_under_load", "20", true),
+        ] {
+            let arguments = &["hca", rounds];
+            let mut test =
+                script(format!("vm_{name}_{kind}"), two.clone(), "hotplug.sh", arguments);
+            test.long = long;
+            tests.push(test);
+        }
         let without = Shape { rdma: false, ..two.clone() };
         let rxe = &["rxe", "--max-length", "5000"];
         tests.push(script(format!("vm_verifier_rxe_{kind}"), without, "verify.sh", rxe).long());
@@ -54,12 +65,25 @@ pub fn tests() -> Vec<Test> {
     }
     tests.extend(interop());
     tests.push(Test::new("vm_verbs_hca_on_rxe_uml", verbs_hca_on_rxe));
+    let plugged = Shape { hot_plug: true, ..Shape::of_kind(Kind::Qemu) };
+    for (name, rounds, long) in [
+        ("vm_device_unplugged_and_plugged_under_load", "1", true),
+        ("vm_device_unplugged_and_plugged_10_times_under_load", "10", true),
+    ] {
+        let mut test = script(name.to_owned(), plugged.clone(), "hotplug.sh", &["pci", rounds]);
+        test.long = long;
+        tests.push(test);
+    }
     for (name, release) in
         [("vm_pingpong_kernel_6_1", Release::V6_1), ("vm_pingpong_kernel_newest", Release::Newest)]
     {
         let shape = Shape { release, ..Shape::of_kind(Kind::Qemu) };
         tests.push(script(name.to_owned(), shape, "pingpong.sh", &[]));
     }
+    let nested = Shape { guests: 3, hosts: 1, ..Shape::of_kind(Kind::Qemu) };
+    tests.push(script("nested_two_guests_inside".to_owned(), nested.clone(), "nested.sh", &[]));
+    let long = script("nested_two_guests_inside_long".to_owned(), nested, "nested.sh", &["long"]);
+    tests.push(long.long());
     tests.push(Test::new("lab_says_when_a_script_fails", a_failing_script));
     tests.push(Test::new("lab_breaks_a_barrier_that_nobody_can_pass", a_broken_barrier));
     tests.push(Test::new("lab_ends_guests_at_the_time_out", a_time_out));
