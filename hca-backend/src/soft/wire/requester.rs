@@ -392,7 +392,11 @@ impl Requester {
     }
 
     fn start_timer(&mut self, now: Instant) {
-        let timeout = timers::ack_timeout(self.config.timeout).max(SHORTEST_TIMEOUT);
+        // Up to four times the time-out is allowed (IBA 9.7.6.1.3): a peer that was not heard of may be
+        // slow, and to repeat all of it soon would not help.
+        let unheard = self.config.retry_cnt.saturating_sub(self.retries_left).min(2);
+        let timeout =
+            timers::ack_timeout(self.config.timeout).max(SHORTEST_TIMEOUT) * (1 << unheard);
         self.retry_at = (self.config.timeout != 0).then_some(now + timeout);
     }
 
