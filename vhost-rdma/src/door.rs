@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::mem::offset_of;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rdma_midlayer::memory::UserMemory;
@@ -62,12 +62,12 @@ impl Uar {
         self.memory.atomic_u64(SUMMARY).is_some_and(|s| Word64::load(s, Ordering::Relaxed) != 0)
     }
 
-    fn take_pending(&self) {
+    fn take_pending(&self, budget: &mut u32) {
         let Some(summary) = self.memory.atomic_u64(SUMMARY) else { return };
         let word = |i: usize| -> Option<&AtomicU64> {
             self.memory.atomic_u64(u64::from(UAR_BITMAP_OFFSET) + i as u64 * 8)
         };
-        doorbell::take_pending(summary, word, |slot| {
+        doorbell::take_pending(summary, word, budget, |slot| {
             let guard = rcu::enter();
             match self.slots.get(slot as usize, &guard) {
                 Some(Slot::Qp(qp)) => qp.rang(),
@@ -113,6 +113,13 @@ impl Kicks {
     }
 }
 
+/// What the doorbells of a VM may cost in one turn: 16 of them, say. A storm of them must not hold up
+/// other VMs.
+const RINGS_BUDGET: u32 = 128;
+
+/// UARs of a VM that are looked at in one turn.
+const UARS_A_TURN: usize = 32;
+
 /// What the workers need of a device.
 pub struct Door {
     /// Closed: not to be touched.
@@ -129,13 +136,28 @@ pub struct Door {
     pub uars: Vec<Arc<Uar>>,
     /// The doorbells.
     pub kicks: Arc<Kicks>,
+    /// The UAR that was looked at last.
+    pub next: AtomicUsize,
 }
 
 impl Door {
-    /// Hands the QPs that rang to their workers. Never sleeps; bounded by the UARs' sizes.
+    /// Hands QPs that rang to their workers: all, unless there are very many. Never sleeps.
     pub fn take_pending(&self) {
-        if self.gate.is_open() {
-            self.uars.iter().for_each(|uar| uar.take_pending());
+        if !self.gate.is_open() || self.uars.is_empty() {
+            return;
+        }
+        let mut budget = RINGS_BUDGET;
+        let (count, mut at) = (self.uars.len(), self.next.load(Ordering::Relaxed));
+        for _ in 0..count.min(UARS_A_TURN) {
+            if budget == 0 {
+                break;
+            }
+            at = if at + 1 < count { at + 1 } else { 0 };
+            self.uars[at].take_pending(&mut budget);
+        }
+        // One process's storm leaves the next turn to the next process.
+        if count > 1 {
+            self.next.store(at, Ordering::Relaxed);
         }
     }
 

@@ -24,6 +24,8 @@ pub trait Word64 {
     fn load(&self, order: Ordering) -> u64;
     /// Replaces it.
     fn swap(&self, value: u64, order: Ordering) -> u64;
+    /// Sets bits.
+    fn set(&self, bits: u64, order: Ordering);
 }
 
 /// The full fence that goes with the words.
@@ -56,6 +58,9 @@ impl Word64 for AtomicU64 {
     }
     fn swap(&self, value: u64, order: Ordering) -> u64 {
         u64::from_le(AtomicU64::swap(self, value.to_le(), order))
+    }
+    fn set(&self, bits: u64, order: Ordering) {
+        self.fetch_or(bits.to_le(), order);
     }
 }
 
@@ -104,11 +109,17 @@ pub fn wake_up<'w, W: Word32 + 'w>(status: impl Iterator<Item = &'w W>) {
     status.for_each(|word| word.store(0, Ordering::Relaxed));
 }
 
-/// Takes all pending bits out of a UAR: calls `slot` for each. `words` are the bitmap's; bit `i` of
-/// the summary stands for the words `i`, `i + 64`, and so on. Bounded by the UAR's size.
+/// What a look at a word of a bitmap counts against a budget, and what a bit that was found does.
+const LOOK_COST: u32 = 1;
+const BIT_COST: u32 = 8;
+
+/// Takes pending bits out of a UAR: calls `slot` for each, until all are taken or `budget` is used up;
+/// then the rest stays pending. `words` are the bitmap's; bit `i` of the summary stands for the words
+/// `i`, `i + 64`, and so on.
 pub fn take_pending<'w, W: Word64 + 'w>(
     summary: &W,
     words: impl Fn(usize) -> Option<&'w W>,
+    budget: &mut u32,
     mut slot: impl FnMut(u32),
 ) {
     if summary.load(Ordering::Relaxed) == 0 {
@@ -119,18 +130,25 @@ pub fn take_pending<'w, W: Word64 + 'w>(
     let mut groups = summary.swap(0, Ordering::AcqRel);
     while groups != 0 {
         let group = groups.trailing_zeros() as usize;
-        groups &= groups - 1;
         for index in (group..).step_by(64) {
+            if *budget == 0 {
+                // This group and those behind it: as their driver left them.
+                summary.set(groups, Ordering::AcqRel);
+                return;
+            }
             let Some(word) = words(index) else { break };
+            *budget = budget.saturating_sub(LOOK_COST);
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
             let mut bits = word.swap(0, Ordering::AcqRel);
+            *budget = budget.saturating_sub(BIT_COST * bits.count_ones());
             while bits != 0 {
                 slot(index as u32 * 64 + bits.trailing_zeros());
                 bits &= bits - 1;
             }
         }
+        groups &= groups - 1;
     }
 }
 
@@ -147,10 +165,26 @@ mod tests {
             summary.fetch_or(1 << (slot / 64 % 64), Ordering::Relaxed);
         }
         let mut taken = Vec::new();
-        take_pending(&summary, |i| words.get(i), |s| taken.push(s));
+        take_pending(&summary, |i| words.get(i), &mut 10_000, |s| taken.push(s));
         taken.sort_unstable();
         assert_eq!(taken, [0, 63, 64, 4097, 12799]);
-        take_pending(&summary, |i| words.get(i), |_| panic!("nothing is left"));
+        take_pending(&summary, |i| words.get(i), &mut 10_000, |_| panic!("nothing is left"));
+    }
+
+    #[test]
+    fn a_storm_of_doorbells_is_taken_in_bounded_parts_and_none_is_lost() {
+        let summary = AtomicU64::new(u64::MAX);
+        let words: Vec<AtomicU64> = (0..504).map(|_| AtomicU64::new(u64::MAX)).collect();
+        let mut taken = std::collections::HashSet::new();
+        let mut turns = 0;
+        while summary.load(Ordering::Relaxed) != 0 {
+            let before = taken.len();
+            take_pending(&summary, |i| words.get(i), &mut 128, |slot| assert!(taken.insert(slot)));
+            assert!(taken.len() - before <= 64, "one word at the most beyond the budget");
+            turns += 1;
+            assert!(turns < 10_000);
+        }
+        assert_eq!(taken.len(), 504 * 64);
     }
 
     /// The protocol itself, every interleaving: a driver posts twice; the worker polls, arms, falls
@@ -180,6 +214,9 @@ mod tests {
             }
             fn swap(&self, value: u64, order: Ordering) -> u64 {
                 LoomU64::swap(self, value, order)
+            }
+            fn set(&self, bits: u64, order: Ordering) {
+                self.fetch_or(bits, order);
             }
         }
 
@@ -230,7 +267,8 @@ mod tests {
                 // More turns than posts can cause: each turn either sees something new or sleeps.
                 let mut slept = false;
                 for _ in 0..=2 * posts {
-                    take_pending(&s.summary, |i| (i == 0).then_some(&s.bitmap), |_| active = true);
+                    let bitmap = |i| (i == 0).then_some(&s.bitmap);
+                    take_pending(&s.summary, bitmap, &mut 100, |_| active = true);
                     if active {
                         poll(&s.mode, 0);
                         seen = s.posted.load(Ordering::Acquire);

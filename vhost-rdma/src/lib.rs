@@ -32,6 +32,7 @@ pub mod moderation;
 pub mod qp;
 pub mod ring;
 pub mod session;
+pub mod share;
 mod sigbus;
 pub mod spec;
 pub mod srq;

@@ -18,6 +18,7 @@ use crate::doorbell::{self, Machine};
 use crate::fast::{self, FastMrs};
 use crate::ring::recv::RecvRing;
 use crate::ring::send::{Ended, SendBuffer, SendList, SendRing};
+use crate::share::{COST_BYTES, Queue};
 use crate::worker::Worker;
 
 const SQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, sq_mode) as u64;
@@ -25,9 +26,6 @@ const RQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, r
 
 /// `attention`: the driver posted receive WQEs while the HCA waits for them.
 const RECV: u8 = 1;
-
-/// Bytes after which a turn ends, so that a QP with large transfers does not hold up the others.
-const BYTES_A_TURN: u64 = 256 << 10;
 
 /// A QP on the data path: its rings, and the midlayer's handle.
 pub struct QpPath {
@@ -67,8 +65,8 @@ pub struct Names {
 /// What a turn with a QP came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// WQEs were taken; there may be more.
-    Worked,
+    /// WQEs were taken, worth so much (`share`); there may be more.
+    Worked(usize),
     /// Nothing to do now.
     Idle,
     /// It is no longer this worker's to look at, until somebody asks for attention.
@@ -213,23 +211,21 @@ impl QpPath {
         self.rings.attend();
     }
 
-    /// A turn of the home worker: takes up to `budget` WQEs to the HCA. Never sleeps.
-    pub fn turn(&self, buffer: &mut SendBuffer, budget: usize) -> Turn {
-        let qp = &*self.qp;
+    /// A turn of the home worker: takes WQEs worth about `budget` to the HCA. Never sleeps.
+    fn take_turn(&self, buffer: &mut SendBuffer, budget: usize) -> Turn {
         if !self.rings.may_touch() {
             return self.leave_closed();
         }
         if self.rings.attention.load(Ordering::Relaxed) != 0
             && self.rings.attention.swap(0, Ordering::AcqRel) & RECV != 0
         {
-            let _ = qp.recv_posted();
+            let _ = self.qp.recv_posted();
         }
         let Some(ring) = &self.rings.send else { return Turn::Idle };
-        let (mut done, mut bytes) = (0, 0);
-        while done < budget && bytes < BYTES_A_TURN {
-            let (taken, moved, ended) = self.post_list(ring, buffer, budget - done);
-            done += taken;
-            bytes += moved;
+        let mut cost = 0;
+        while cost < budget {
+            let (taken, bytes, ended) = self.post_list(ring, buffer, budget - cost);
+            cost += worth(taken, bytes);
             match ended {
                 Some(Ended::Empty) => break,
                 Some(Ended::Full) => continue,
@@ -237,15 +233,12 @@ impl QpPath {
                 Some(Ended::Apart) | None => {}
             }
             match self.post_next(ring, buffer) {
-                Next::Taken(moved) => {
-                    done += 1;
-                    bytes += moved;
-                }
+                Next::Taken(bytes) => cost += worth(1, bytes),
                 Next::Empty => break,
                 Next::Left => return Turn::Left,
             }
         }
-        if done == 0 { Turn::Idle } else { Turn::Worked }
+        if cost == 0 { Turn::Idle } else { Turn::Worked(cost) }
     }
 
     /// Takes WQEs to the HCA together: how many, their bytes, and why no more; `None`: the next one was
@@ -402,6 +395,11 @@ impl QpPath {
     }
 }
 
+/// What WQEs count against a budget.
+fn worth(wqes: usize, bytes: u64) -> usize {
+    wqes + (bytes / COST_BYTES) as usize
+}
+
 fn post_malformed(qp: &Qp, malformed: MalformedWqe, gate: &Gate) -> Result<()> {
     gate.counters().guest_errors.fetch_add(1, Ordering::Relaxed);
     qp.post_malformed_send(malformed)
@@ -412,6 +410,23 @@ fn length(wr: &SendWr<'_>) -> u64 {
         SendData::Inline(bytes) => bytes.len() as u64,
         SendData::Sges(sges) => sges.iter().map(|s| u64::from(s.length)).sum(),
         SendData::Reg(_) | SendData::Bind(_) => 0,
+    }
+}
+
+impl Queue for Arc<QpPath> {
+    type Room = SendBuffer;
+
+    fn vm(&self) -> usize {
+        Arc::as_ptr(&self.rings.gate).addr()
+    }
+
+    #[inline]
+    fn turn(&self, buffer: &mut SendBuffer, budget: usize) -> Turn {
+        self.take_turn(buffer, budget)
+    }
+
+    fn arm(&self) -> bool {
+        self.arm_send()
     }
 }
 

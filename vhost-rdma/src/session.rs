@@ -206,6 +206,7 @@ impl Session {
             first: self.door.first,
             uars: self.uars.values().cloned().collect(),
             kicks: self.door.kicks.clone(),
+            next: Default::default(),
         });
         let workers: &[Arc<Worker>] = &new.workers;
         workers.iter().for_each(|w| w.replace_door(&self.door, new.clone()));

@@ -21,22 +21,16 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::affinity::{self, Cpus};
 use crate::door::Door;
-use crate::qp::{QpPath, Turn};
+use crate::qp::QpPath;
 use crate::ring::send::SendBuffer;
+use crate::share::Shares;
 
-/// WQEs that a QP may have taken in one turn.
-const QP_BUDGET: usize = 32;
 /// Packets or pieces that a poller may do in one turn.
 const POLLER_BUDGET: usize = 32;
 /// Completion handlers that run in one turn.
 const HANDLER_BUDGET: usize = 256;
-/// Turns without news after which a QP is no longer polled while others are.
-const QP_PATIENCE: u32 = 4096;
 /// Turns between two looks at the clock while no timer runs.
 const TURNS_A_LOOK: u32 = 16;
-/// The longest sleep: a missed wake-up, which is a bug, must not be for ever.
-const MAX_SLEEP: Duration = Duration::from_secs(1);
-
 /// The system's clock for sleep ticks in milliseconds.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
@@ -274,14 +268,9 @@ pub struct Loop {
     poll: Duration,
     generation: u64,
     shared: Shared,
-    active: Vec<Polled>,
+    active: Shares<Arc<QpPath>>,
     buffer: Box<SendBuffer>,
     deadline: Option<Instant>,
-}
-
-struct Polled {
-    qp: Arc<QpPath>,
-    idle_turns: u32,
 }
 
 impl Loop {
@@ -291,7 +280,7 @@ impl Loop {
             poll,
             generation: 0,
             shared: Shared::default(),
-            active: Vec::new(),
+            active: Shares::default(),
             buffer: Box::default(),
             deadline: None,
         }
@@ -344,10 +333,10 @@ impl Loop {
             && let Some(qp) = self.worker.inbox.pop()
         {
             qp.poll_send();
-            self.active.push(Polled { qp, idle_turns: 0 });
+            self.active.add(qp);
             worked = true;
         }
-        worked |= self.turn_of_qps();
+        worked |= self.active.round(&mut self.buffer);
         self.deadline = None;
         for poller in &self.shared.pollers {
             let turn = poller.poll(now, POLLER_BUDGET);
@@ -361,30 +350,10 @@ impl Loop {
         worked | (drained.ran > 0) | drained.more
     }
 
-    fn turn_of_qps(&mut self) -> bool {
-        let mut worked = false;
-        let buffer = &mut *self.buffer;
-        self.active.retain_mut(|polled| match polled.qp.turn(buffer, QP_BUDGET) {
-            Turn::Worked => {
-                polled.idle_turns = 0;
-                worked = true;
-                true
-            }
-            Turn::Idle if polled.idle_turns < QP_PATIENCE => {
-                polled.idle_turns += 1;
-                true
-            }
-            Turn::Idle => !polled.qp.arm_send(),
-            Turn::Left => false,
-        });
-        worked
-    }
-
     fn sleep(&mut self) {
         {
             let _guard = rcu::enter();
-            self.active.retain(|polled| !polled.qp.arm_send());
-            if !self.active.is_empty() {
+            if !self.active.arm_all() {
                 return;
             }
         }
@@ -422,11 +391,12 @@ impl Loop {
     }
 
     fn wait(&self) {
-        let left = match self.deadline {
-            Some(at) => at.saturating_duration_since(Instant::now()).min(MAX_SLEEP),
-            None => MAX_SLEEP,
-        };
-        let timeout = left.as_millis() as i32;
+        // Without a timer for as long as it takes: every way to leave work here wakes (`doorbell`,
+        // `WorkerWaker`, `RunQueue::sleep`), and an idle worker costs nothing.
+        let timeout = self.deadline.map_or(-1, |at| {
+            let left = at.saturating_duration_since(Instant::now());
+            i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
+        });
         let mut events = [EpollEvent::default(); 16];
         let found = match self.worker.epoll.wait(timeout, &mut events) {
             Ok(count) => &events[..count],

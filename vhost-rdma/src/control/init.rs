@@ -49,6 +49,7 @@ impl Call<'_> {
             first: self.device.first_worker(),
             uars: Vec::new(),
             kicks: self.device.kicks().clone(),
+            next: Default::default(),
         };
         if let Err(e) = context.set_dma_memory(self.cx, memory.all()) {
             log::debug!("{}: no key for all memory: {e}", self.device.name());
