@@ -202,6 +202,12 @@ pub trait CqMemory: Send + Sync {
     /// `Overflow` if there is no room: the driver puts the CQ into error and reports it.
     fn push(&self, wc: &WorkCompletion) -> std::result::Result<(), Overflow>;
 
+    /// Whether the consumer may want to hear of what was pushed: false lets a driver spare the report. To
+    /// be asked after the last `push`; fences. As exclusive as `push`.
+    fn is_armed(&self) -> bool {
+        true
+    }
+
     /// The CQ moves to other memory (`CqDriver::resize`): no `push` follows. As exclusive as `push`.
     fn moved(&self) {}
 }

@@ -143,6 +143,10 @@ impl CqMemory for CqPath {
         self.first.push(wc)
     }
 
+    fn is_armed(&self) -> bool {
+        self.may_touch() && self.first.is_armed()
+    }
+
     fn moved(&self) {
         if self.may_touch() {
             self.first.end();
@@ -165,6 +169,10 @@ impl CqMemory for ResizedCq {
             return Err(Overflow);
         }
         self.ring.push(wc)
+    }
+
+    fn is_armed(&self) -> bool {
+        self.path.may_touch() && self.ring.is_armed()
     }
 
     fn moved(&self) {

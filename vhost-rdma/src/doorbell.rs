@@ -109,6 +109,15 @@ pub fn wake_up<'w, W: Word32 + 'w>(status: impl Iterator<Item = &'w W>) {
     status.for_each(|word| word.store(0, Ordering::Relaxed));
 }
 
+/// After CQEs were written: the arm sequence, if the driver has armed since `fired` and these CQEs are
+/// what it waits for. The low bit asks for solicited ones only.
+pub fn armed<F: Fence>(arm: &impl Word32, fired: u32, solicited: bool) -> Option<u32> {
+    // The driver: arm, fence, poll. We: write CQEs, fence, look at the arming.
+    F::full();
+    let arm = arm.load(Ordering::Acquire);
+    (arm != fired && (arm & 1 == 0 || solicited)).then_some(arm)
+}
+
 /// What a look at a word of a bitmap counts against a budget, and what a bit that was found does.
 const LOOK_COST: u32 = 1;
 const BIT_COST: u32 = 8;
@@ -285,6 +294,38 @@ mod tests {
                 if slept && s.kicks.load(Ordering::Relaxed) == 0 {
                     assert_eq!(seen, posts, "asleep, not kicked, and a post unseen");
                 }
+            });
+        }
+
+        #[test]
+        fn a_cqe_is_polled_or_its_event_comes() {
+            loom::model(|| {
+                // CQEs written, and the arm sequence.
+                let words = Arc::new((LoomU32::new(0), LoomU32::new(0)));
+                let device = {
+                    let words = words.clone();
+                    loom::thread::spawn(move || {
+                        let (cqes, arm) = &*words;
+                        let mut fired = 0;
+                        for n in 1..=2 {
+                            cqes.store(n, Ordering::Release);
+                            if let Some(arm) = armed::<LoomFence>(arm, fired, false) {
+                                fired = arm;
+                            }
+                        }
+                        fired
+                    })
+                };
+                let (cqes, arm) = &*words;
+                // The driver polls, finds too little, arms, polls again, and sleeps.
+                let mut polled = cqes.load(Ordering::Acquire);
+                if polled < 2 {
+                    Word32::store(arm, 2, Ordering::Relaxed);
+                    fence(Ordering::SeqCst);
+                    polled = cqes.load(Ordering::Acquire);
+                }
+                let fired = device.join().unwrap();
+                assert!(polled == 2 || fired == 2, "asleep, with CQEs that no event told of");
             });
         }
 

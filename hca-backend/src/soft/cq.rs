@@ -147,8 +147,13 @@ impl Burst<'_> {
     #[inline]
     pub(crate) fn end(self, solicited: bool) -> std::result::Result<(), Overflowed> {
         let Self { cq, store, any, failed } = self;
+        let heard = any
+            && match &store.place {
+                Place::Consumer(memory) => memory.is_armed(),
+                Place::Own(_) | Place::None => true,
+            };
         drop(store);
-        if any && cq.events.wanted() {
+        if heard && cq.events.wanted() {
             cq.events.completed(solicited);
         }
         match failed {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_midlayer::driver::Overflow;
-use rdma_midlayer::full_fence;
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::types::WcStatus;
 use rdma_midlayer::work::WorkCompletion;
@@ -17,6 +16,7 @@ use virtio_rdma_abi::ring::{
 
 use super::{Count, phase_of};
 use crate::clock;
+use crate::doorbell::{self, Machine};
 
 const CONSUMER: u64 = offset_of!(CqGuestLine, consumer) as u64;
 const ARM: u64 = offset_of!(CqGuestLine, arm) as u64;
@@ -175,17 +175,20 @@ impl CqRing {
     /// After CQEs were written: whether the driver wants an event for them, which this uses up.
     /// Returns the arm sequence that the event answers.
     pub fn take_arm(&self, solicited: bool) -> Option<u32> {
-        // The driver: arm, fence, poll. We: write a CQE, fence, look at the arming.
-        full_fence();
-        let arm = u32::from_le(self.memory.atomic_u32(ARM)?.load(Ordering::Acquire));
         let fired = self.fired.load(Ordering::Relaxed);
-        if arm == fired || (arm & 1 != 0 && !solicited) {
-            return None;
-        }
+        let arm = doorbell::armed::<Machine>(self.memory.atomic_u32(ARM)?, fired, solicited)?;
         // The thread of a resize may be at it too: one of them tells.
         self.fired.compare_exchange(fired, arm, Ordering::Relaxed, Ordering::Relaxed).ok()?;
         self.memory.atomic_u32(FIRED)?.store(arm.to_le(), Ordering::Release);
         Some(arm)
+    }
+
+    /// After CQEs were written: whether the driver may want an event for them.
+    #[inline]
+    pub fn is_armed(&self) -> bool {
+        let Some(arm) = self.memory.atomic_u32(ARM) else { return false };
+        let fired = self.fired.load(Ordering::Relaxed);
+        doorbell::armed::<Machine>(arm, fired, true).is_some()
     }
 
     /// What went into it.
