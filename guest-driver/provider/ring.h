@@ -61,6 +61,18 @@ static inline bool vrdma_wq_has_room(struct vrdma_wq *wq, uint32_t ahead)
 	return wq->posted + ahead - wq->freed_seen < wq->entries;
 }
 
+/*
+ * The same for a queue whose slots the device frees when it has taken the WQE, as an SRQ's: `taken`
+ * is its free-running count. Acquire pairs with the device's release: it has read those slots.
+ */
+static inline bool vrdma_wq_has_room_behind(struct vrdma_wq *wq, const _Atomic __le32 *taken)
+{
+	if (wq->posted - wq->freed_seen < wq->entries)
+		return true;
+	wq->freed_seen = le32toh(atomic_load_explicit(taken, memory_order_acquire));
+	return wq->posted - wq->freed_seen < wq->entries;
+}
+
 /* The slot that is filled next, or that `ahead` slots after it. */
 static inline void *vrdma_wq_slot(const struct vrdma_wq *wq, uint32_t ahead)
 {

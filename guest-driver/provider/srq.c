@@ -30,17 +30,6 @@ static struct virtio_rdma_srq_device_line *vrdma_srq_line(const struct vrdma_srq
 	return (struct virtio_rdma_srq_device_line *)srq->buf.addr;
 }
 
-/* Acquire pairs with the device's release: it has read the slots that it counts. */
-static bool vrdma_srq_has_room(struct vrdma_srq *srq)
-{
-	const _Atomic __le32 *taken = (const _Atomic __le32 *)&vrdma_srq_line(srq)->consumer;
-
-	if (likely(srq->wq.posted - srq->wq.freed_seen < srq->wq.entries))
-		return true;
-	srq->wq.freed_seen = le32toh(atomic_load_explicit(taken, memory_order_acquire));
-	return srq->wq.posted - srq->wq.freed_seen < srq->wq.entries;
-}
-
 /*
  * Returns 0, or EINVAL (a request is malformed) or ENOMEM (the queue is full); then `bad_wr` is the
  * request that was refused, and those before it are posted.
@@ -49,13 +38,15 @@ int vrdma_post_srq_recv(struct ibv_srq *ibv_srq, struct ibv_recv_wr *wr,
 			struct ibv_recv_wr **bad_wr)
 {
 	struct vrdma_srq *srq = to_vsrq(ibv_srq);
+	const _Atomic __le32 *taken = (const _Atomic __le32 *)&vrdma_srq_line(srq)->consumer;
 	bool posted = false;
 	int err = 0;
 
 	vrdma_lock(&srq->lock);
 	for (; wr; wr = wr->next) {
-		err = vrdma_srq_has_room(srq) ? vrdma_put_recv(&srq->wq, wr, srq->max_sge) :
-						ENOMEM;
+		err = vrdma_wq_has_room_behind(&srq->wq, taken) ?
+			      vrdma_put_recv(&srq->wq, wr, srq->max_sge) :
+			      ENOMEM;
 		if (unlikely(err)) {
 			*bad_wr = wr;
 			break;

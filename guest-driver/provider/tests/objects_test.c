@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "stubs.h"
 #include "wqe.h"
@@ -158,6 +159,57 @@ static void a_qp_that_goes_takes_its_completions_out_of_all_rings(void)
 	CHECK(cq->current == cq->newest);
 	CHECK(vrdma_poll_cq(&cq->ibv_cq, 8, wc) == 1 && wc[0].wr_id == 2);
 	CHECK(vrdma_destroy_qp(&stays->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
+}
+
+#define RESIZINGS 300
+
+/* Polls until it has seen the last one, in order. */
+static void *poll_across_rings(void *arg)
+{
+	struct vrdma_cq *cq = arg;
+	uint64_t expected = 0;
+	struct ibv_wc wc[4];
+
+	while (expected != UINT64_MAX) {
+		int polled = vrdma_poll_cq(&cq->ibv_cq, 4, wc);
+
+		for (int i = 0; i < polled; i++) {
+			if (wc[i].wr_id == UINT64_MAX) {
+				expected = UINT64_MAX;
+			} else {
+				CHECK(wc[i].wr_id == expected);
+				expected++;
+			}
+		}
+		if (!polled)
+			sched_yield();
+	}
+	return NULL;
+}
+
+static void a_cq_that_is_resized_while_another_thread_polls_loses_nothing(void)
+{
+	struct vrdma_cq *cq = cq_of(4);
+	struct vrdma_qp *qp = qp_of(cq, IBV_QPT_RC, NULL);
+	uint32_t qpn = qp->vqp.qp.qp_num;
+	uint64_t sent = 0;
+	pthread_t poller;
+
+	CHECK(pthread_create(&poller, NULL, poll_across_rings, cq) == 0);
+	for (uint32_t round = 0; round < RESIZINGS; round++) {
+		/* From none to as many as there is room for. */
+		uint32_t count = round % (cq->newest->ring.entries + 1);
+
+		for (uint32_t n = 0; n < count; n++, sent++)
+			stub_put_cqe(&cq->newest->ring, n, qpn, sent, 1, 0);
+		stub_resize_old_cqes = count;
+		/* Too many are left for the new ring: the other thread goes on. */
+		while (vrdma_resize_cq(&cq->ibv_cq, 1 << (round % 4)) == EINVAL)
+			sched_yield();
+	}
+	stub_put_cqe(&cq->newest->ring, 0, qpn, UINT64_MAX, 1, 0);
+	CHECK(pthread_join(poller, NULL) == 0);
+	CHECK(vrdma_destroy_qp(&qp->vqp.qp) == 0 && vrdma_destroy_cq(&cq->ibv_cq) == 0);
 }
 
 static void an_extended_cq_reads_what_was_asked_for(void)
@@ -354,6 +406,8 @@ static void what_came_by_an_xrc_srq_is_reported_whoever_has_the_qp(void)
 
 int main(void)
 {
+	/* What is lost would be waited for without end. */
+	alarm(300);
 	ctx = stub_context();
 	context = &ctx->ibv_ctx.context;
 	pd = vrdma_alloc_pd(context);
@@ -361,6 +415,7 @@ int main(void)
 	a_qp_with_an_srq_has_no_receive_queue();
 	a_resized_cq_is_polled_to_its_old_end_and_then_anew();
 	a_qp_that_goes_takes_its_completions_out_of_all_rings();
+	a_cq_that_is_resized_while_another_thread_polls_loses_nothing();
 	an_extended_cq_reads_what_was_asked_for();
 	an_extended_cq_that_there_cannot_be_is_refused();
 	a_parent_domain_gives_the_memory_and_elides_the_locks();
@@ -369,6 +424,6 @@ int main(void)
 	what_came_by_an_xrc_srq_is_reported_whoever_has_the_qp();
 	CHECK(vrdma_dealloc_pd(pd) == 0);
 	stub_context_free(ctx);
-	puts("10 tests of the other objects passed");
+	puts("11 tests of the other objects passed");
 	return 0;
 }

@@ -59,20 +59,24 @@ void vrdma_ring_doorbell(struct vrdma_context *ctx, uint32_t vector)
 void stub_put_cqe(struct vrdma_ring_cq *ring, uint32_t n, uint32_t qpn, uint64_t wr_id,
 		  uint32_t count, uint8_t flags)
 {
-	struct virtio_rdma_cqe *cqe = vrdma_cq_slot(ring, n);
+	struct virtio_rdma_cqe *cqe = vrdma_cq_slot(ring, n), last = {};
+	uint64_t word;
 
-	memset(cqe, 0, sizeof(*cqe));
+	memset(cqe, 0, VRDMA_CQE_LAST);
 	cqe->wr_id = htole64(wr_id);
 	cqe->wqe_count = htole32(count);
 	cqe->byte_len = htole32(77);
 	cqe->imm = htobe32(0xabcdef01);
 	cqe->timestamp = htole64(1000 + n);
 	cqe->wall_clock = htole64(2000 + n);
-	cqe->qpn = htole32(qpn);
-	cqe->opcode = flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? VIRTIO_RDMA_WC_OP_SEND :
+	last.qpn = htole32(qpn);
+	last.opcode = flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? VIRTIO_RDMA_WC_OP_SEND :
 							    VIRTIO_RDMA_WC_OP_RECV;
-	cqe->flags = flags;
-	cqe->phase = (uint8_t)vrdma_phase(n, ring->entries_shift);
+	last.flags = flags;
+	last.phase = (uint8_t)vrdma_phase(n, ring->entries_shift);
+	memcpy(&word, (char *)&last + VRDMA_CQE_LAST, sizeof(word));
+	atomic_store_explicit((_Atomic uint64_t *)((char *)cqe + VRDMA_CQE_LAST), word,
+			      memory_order_release);
 }
 
 int ibv_cmd_create_cq_ex(struct ibv_context *context, const struct ibv_cq_init_attr_ex *attr,
