@@ -64,6 +64,9 @@ pub fn tests() -> Vec<Test> {
         tests.push(Test::new(format!("demo_{kind}"), demo).long());
     }
     tests.extend(interop());
+    let with_file_systems =
+        Shape { packages: vec!["e2fsprogs".to_owned()], ..Shape::of_kind(Kind::Qemu) };
+    tests.push(script("vm_nvme_over_rdma_qemu".to_owned(), with_file_systems, "nvme.sh", &[]));
     tests.push(Test::new("vm_verbs_hca_on_rxe_uml", verbs_hca_on_rxe));
     let plugged = Shape { hot_plug: true, ..Shape::of_kind(Kind::Qemu) };
     for (name, rounds, long) in [
