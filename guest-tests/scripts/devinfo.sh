@@ -15,6 +15,12 @@ rdma link show | grep "$RDMA_DEVICE/1 .*state ACTIVE.* netdev eth0"
 index=$(gid_index "$RDMA_DEVICE")
 echo "$RDMA_DEVICE, GID $index, $(grep -c 'GID\[' info) GIDs"
 ibv_devices | grep -q "$RDMA_DEVICE"
+# The device's capabilities as libibverbs names them, its counters, and the kernel's own QP1.
+for flag in MEM_WINDOW MEM_MGT_EXTENSIONS MEM_WINDOW_TYPE_2B RC_RNR_NAK_GEN; do
+    grep -qwE "$flag" info
+done
+rdma statistic show link "$RDMA_DEVICE/1" | grep -qw retry_exceeded_err
+rdma resource show -dd qp link "$RDMA_DEVICE/1" lqpn 1 | grep -qw drv_rq_posted
 if dmesg | grep -E 'BUG:|WARNING:|Oops|rcu.*stall|Call Trace'; then
     echo "the kernel complains"
     exit 1
