@@ -259,6 +259,7 @@ fn main() {
         compare_add: 1,
         swap: 0,
         ud: None,
+        srqn: None,
     };
     let lkey = a.mr.lkey();
     let run = |opcode, flags, len: u32| {

@@ -226,6 +226,7 @@ impl Prepared {
             compare_add: *id,
             swap: !*id,
             ud: None,
+            srqn: None,
         }
     }
 }

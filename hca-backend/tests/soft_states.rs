@@ -349,8 +349,8 @@ fn sizes_beyond_the_limits_are_refused() {
     assert!(other.pd.create_qp(cx, init(cap)).is_err(), "CQs of another tenant");
     let gsi = QpInit { qp_type: QpType::Gsi, ..init(cap) };
     assert!(matches!(a.tenant.pd.create_qp(cx, gsi), Err(Error::NotPermitted(_))));
-    let xrc = QpInit { qp_type: QpType::XrcIni, ..init(cap) };
-    assert!(matches!(a.tenant.pd.create_qp(cx, xrc), Err(Error::Unsupported(_))));
+    let xrc = QpInit { qp_type: QpType::XrcTgt, ..init(cap) };
+    assert!(matches!(a.tenant.pd.create_qp(cx, xrc), Err(Error::Invalid(_))), "without a domain");
     let second = a.tenant.pd.create_qp(cx, init(cap)).unwrap();
     assert!(matches!(a.tenant.pd.create_qp(cx, init(cap)), Err(Error::Limit(_))));
     second.destroy(cx).unwrap();

@@ -58,6 +58,7 @@ fn datagram<'a>(
         compare_add: 0,
         swap: 0,
         ud: Some(UdDest { ah, qpn: to, qkey }),
+        srqn: None,
     }
 }
 

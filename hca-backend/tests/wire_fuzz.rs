@@ -125,6 +125,7 @@ fn post(from: &Station, to: &Station, rng: &mut Rng) {
         compare_add: 1,
         swap: 2,
         ud: None,
+        srqn: None,
     };
     // The queue may be full.
     let _ = from.qp.post_send(&wr);
@@ -265,6 +266,7 @@ fn still_works(net: &mut Net) {
         compare_add: 0,
         swap: 0,
         ud: None,
+        srqn: None,
     };
     a.qp.post_send(&wr).unwrap();
     for _ in 0..1000 {
@@ -420,6 +422,7 @@ fn talk(net: &mut Net, qp_type: QpType, rng: &mut Rng) {
             rkey: b.mr.rkey(),
             compare_add: 1,
             swap: 2,
+            srqn: None,
             ud: (qp_type == QpType::Ud).then(|| UdDest { ah: &*ah, qpn: b.qp.qpn(), qkey: 5 }),
         };
         let _ = a.qp.post_send(&wr);

@@ -347,6 +347,7 @@ impl Sim {
             rkey: if op.bad_key { RKey(rkey.0 ^ 1) } else { rkey },
             compare_add: op.compare_add,
             swap: op.swap,
+            srqn: None,
             ud: (flow.qp_type == QpType::Ud).then(|| UdDest {
                 ah: &*ah,
                 qpn: to.qp.qpn(),

@@ -62,6 +62,7 @@ fn measure(cx: &MaySleep, null: &Null, holder: &Holder) -> Option<bool> {
         compare_add: 0,
         swap: 0,
         ud: None,
+        srqn: None,
     };
     let mut wcs = Vec::with_capacity(16);
     let mut fine = true;

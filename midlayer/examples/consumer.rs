@@ -152,6 +152,7 @@ impl Pinger {
             compare_add: 0,
             swap: 0,
             ud: None,
+            srqn: None,
         })?;
         self.received.recv().map_err(|_| rdma_midlayer::Error::Gone)
     }

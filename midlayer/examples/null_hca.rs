@@ -187,6 +187,7 @@ fn send_one(cx: &MaySleep, device: &rdma_midlayer::Device) -> Result<Vec<WorkCom
         compare_add: 0,
         swap: 0,
         ud: None,
+        srqn: None,
     };
     qp.post_send(&wr)?;
     let mut wcs = Vec::new();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::driver::AhDriver;
 use crate::memory::UserMemory;
-use crate::types::{Access, LKey, Qpn, RKey, WcOpcode, WcStatus, WrOpcode};
+use crate::types::{Access, LKey, Qpn, RKey, Srqn, WcOpcode, WcStatus, WrOpcode};
 
 /// Most SGEs in any work request.
 pub const MAX_SGE: usize = 30;
@@ -132,6 +132,8 @@ pub struct SendWr<'a> {
     pub swap: u64,
     /// UD: the destination.
     pub ud: Option<UdDest<'a>>,
+    /// XRC: the SRQ at the peer.
+    pub srqn: Option<Srqn>,
 }
 
 /// A receive work request (IBA 11.4.1.2).

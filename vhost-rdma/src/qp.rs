@@ -60,6 +60,8 @@ pub struct Names {
     pub ahs: Option<AhCache>,
     /// Of a kernel's QP.
     pub fast: Option<Arc<FastMrs>>,
+    /// An XRC initiator: WQEs name an SRQ.
+    pub xrc: bool,
 }
 
 /// What a turn with a QP came to.
@@ -250,7 +252,7 @@ impl QpPath {
         buffer: &mut SendBuffer,
         max: usize,
     ) -> (usize, u64, Option<Ended>) {
-        if self.rings.names.ahs.is_some() {
+        if self.rings.names.ahs.is_some() || self.rings.names.xrc {
             return (0, 0, None);
         }
         let mut list = SendList::new();
@@ -308,6 +310,14 @@ impl QpPath {
     }
 
     fn post(&self, wr: &SendWr<'_>) -> Result<()> {
+        let xrc;
+        let wr = match &self.rings.send {
+            Some(ring) if self.rings.names.xrc => {
+                xrc = SendWr { srqn: Some(ring.remote_srqn()), ..*wr };
+                &xrc
+            }
+            _ => wr,
+        };
         let posted = match &self.rings.names.ahs {
             _ if matches!(wr.opcode, WrOpcode::RegMr | WrOpcode::BindMw) => self.post_key(wr),
             None => self.qp.post_send(wr),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::Poller;
 use rdma_midlayer::types::{Access, QpState};
-use rdma_midlayer::verbs::{Context, Cq, Mr, Mw, Pd, Qp};
+use rdma_midlayer::verbs::{Context, Cq, Mr, Mw, Pd, Qp, Xrcd};
 use rdma_midlayer::{MaySleep, rcu};
 
 use crate::ah::AhTable;
@@ -113,6 +113,10 @@ pub struct Session {
     pub mws: HashMap<u32, Arc<Mw>>,
     /// The MRs among them that WR_REG_MR is for.
     pub fast: Arc<FastMrs>,
+    /// XRC domains by number.
+    pub xrcds: HashMap<u32, Arc<Xrcd>>,
+    /// What XRC targets have in place of a PD and CQs of their own.
+    pub nobodys: Option<(Arc<Pd>, Arc<Cq>)>,
     /// CQs by number.
     pub cqs: HashMap<u32, CqObject>,
     /// QPs by number.
@@ -139,6 +143,8 @@ impl Session {
             mrs: HashMap::new(),
             dms: HashMap::new(),
             mws: HashMap::new(),
+            xrcds: HashMap::new(),
+            nobodys: None,
             fast,
             cqs: HashMap::new(),
             qps: HashMap::new(),
@@ -188,6 +194,11 @@ impl Session {
     /// A number for a new memory window.
     pub fn new_mwn(&mut self) -> u32 {
         Self::free_number(&mut self.next_number, &self.mws)
+    }
+
+    /// A number for a new XRC domain.
+    pub fn new_xrcdn(&mut self) -> u32 {
+        Self::free_number(&mut self.next_number, &self.xrcds)
     }
 
     /// A number for a new UAR.
@@ -362,6 +373,13 @@ impl Session {
             if let Some(result) = self.end_srq(cx, srqn) {
                 log("SRQ", srqn, result);
             }
+        }
+        for (xrcdn, xrcd) in self.xrcds.drain() {
+            log("XRC domain", xrcdn, xrcd.dealloc(cx));
+        }
+        if let Some((pd, cq)) = self.nobodys.take() {
+            log("XRC targets' CQ", 0, cq.destroy(cx));
+            log("XRC targets' PD", 0, pd.dealloc(cx));
         }
         for cqn in self.cqs.keys().copied().collect::<Vec<_>>() {
             if let Some(result) = self.end_cq(cx, cqn) {

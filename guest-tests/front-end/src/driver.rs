@@ -19,7 +19,7 @@ use virtio_rdma_abi::config::{ABI_MAJOR, ABI_MINOR, Config};
 use virtio_rdma_abi::control::{self, *};
 use virtio_rdma_abi::event::{AsyncEvent, CompEvent};
 use virtio_rdma_abi::ring::{
-    QP_RINGS_OFFSET, Sge, WQE_RECV_DATA, WQE_SEND_DATA, WQE_STRIDE_SHIFT_MIN,
+    QP_RINGS_OFFSET, Sge, WQE_RECV_DATA, WQE_SEND_DATA, WQE_STRIDE_SHIFT_MIN, XrcArgs,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -441,8 +441,12 @@ impl Driver {
         let slot = uar.take_slot().ok_or(Error::OutOfGuestMemory { wanted: 1 })?;
         let rq_entries = if options.srqn.is_some() { 0 } else { options.rq_entries };
         let sge = size_of::<Sge>() as u32;
+        let xrc_bytes = match options.qp_type {
+            QP_TYPE_XRC_INI => size_of::<XrcArgs>() as u32,
+            _ => 0,
+        };
         let send_stride = stride_shift(
-            (WQE_SEND_DATA + options.max_send_sge * sge).max(WQE_SEND_DATA + options.max_inline),
+            WQE_SEND_DATA + (options.max_send_sge * sge).max(options.max_inline) + xrc_bytes,
         );
         let recv_stride = stride_shift(WQE_RECV_DATA + options.max_recv_sge * sge);
         let sq_offset = QP_RINGS_OFFSET;
@@ -473,7 +477,8 @@ impl Driver {
             max_recv_sge: options.max_recv_sge.into(),
             max_inline: options.max_inline.into(),
             pages: tables.list,
-            ..Default::default()
+            xrcdn: options.xrcdn.into(),
+            reserved: 0.into(),
         };
         Ok(QpBuffer { request, buffer, tables, uar, slot })
     }

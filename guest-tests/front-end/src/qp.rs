@@ -36,6 +36,8 @@ pub struct QpOptions {
     pub qp_type: u8,
     /// `QP_FLAG_*`.
     pub flags: u8,
+    /// XRC targets: number of the domain.
+    pub xrcdn: u32,
     /// Number of the SRQ; then there is no receive queue of its own.
     pub srqn: Option<u32>,
     /// The UAR; the driver's own, if none is given.
@@ -54,6 +56,7 @@ impl Default for QpOptions {
             max_inline: 64,
             qp_type: control::QP_TYPE_RC,
             flags: 0,
+            xrcdn: 0,
             srqn: None,
             uar: None,
             contiguous: false,
@@ -360,7 +363,7 @@ impl Qp {
             | control::QP_ATTR_PATH_MTU
             | control::QP_ATTR_DEST_QPN
             | control::QP_ATTR_RQ_PSN;
-        if self.qp_type == control::QP_TYPE_RC {
+        if matches!(self.qp_type, control::QP_TYPE_RC | control::QP_TYPE_XRC_TGT) {
             mask |= control::QP_ATTR_MAX_DEST_RD_ATOMIC | control::QP_ATTR_MIN_RNR_TIMER;
         }
         self.modify(mask, &attr)
@@ -378,7 +381,10 @@ impl Qp {
             ..QpAttr::default()
         };
         let mut mask = control::QP_ATTR_STATE | control::QP_ATTR_SQ_PSN;
-        if self.qp_type == control::QP_TYPE_RC {
+        if self.qp_type == control::QP_TYPE_XRC_TGT {
+            mask |= control::QP_ATTR_TIMEOUT;
+        }
+        if matches!(self.qp_type, control::QP_TYPE_RC | control::QP_TYPE_XRC_INI) {
             mask |= control::QP_ATTR_TIMEOUT
                 | control::QP_ATTR_RETRY_CNT
                 | control::QP_ATTR_RNR_RETRY

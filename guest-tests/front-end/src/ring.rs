@@ -110,6 +110,10 @@ impl WorkRing {
                 (wr.flags, 0, 0)
             }
         };
+        if let Some(srqn) = wr.remote_srqn {
+            // The end of an XRC initiator's slot.
+            map.u64(at + self.stride() - 8).store(srqn.into(), Ordering::Relaxed);
+        }
         map.u64(at + 8).store(wr.wr_id, Ordering::Relaxed);
         map.u64(at + 16).store(wr.remote_addr, Ordering::Relaxed);
         map.u64(at + 24).store(u64::from(wr.rkey) | inline_length << 32, Ordering::Relaxed);

@@ -43,6 +43,8 @@ pub struct SendWr<'a> {
     pub remote_addr: u64,
     /// Key at the peer.
     pub rkey: u32,
+    /// XRC: the SRQ at the peer.
+    pub remote_srqn: Option<u32>,
     /// The local side.
     pub data: Data<'a>,
 }
@@ -50,7 +52,8 @@ pub struct SendWr<'a> {
 impl<'a> SendWr<'a> {
     fn new(wr_id: u64, opcode: u8, sges: &'a [Sge]) -> Self {
         let data = Data::Sges(sges);
-        Self { wr_id, opcode, flags: 0, imm: 0, remote_addr: 0, rkey: 0, data }
+        let (flags, imm, remote_addr, rkey, remote_srqn) = (0, 0, 0, 0, None);
+        Self { wr_id, opcode, flags, imm, remote_addr, rkey, remote_srqn, data }
     }
 
     /// SEND.
@@ -123,6 +126,12 @@ impl<'a> SendWr<'a> {
             other => other,
         };
         self.imm = imm;
+        self
+    }
+
+    /// To an SRQ of an XRC target.
+    pub fn to_srq(mut self, srqn: u32) -> Self {
+        self.remote_srqn = Some(srqn);
         self
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use rdma_midlayer::attr::{AhAttr, GidEntry};
 use rdma_midlayer::driver::{
     AhDriver, AsyncEvent, ContextDriver, ContextInit, CqDriver, CqInit, EventSink, FmrAttr,
-    FmrDriver, MrDriver, MwDriver, PdDriver, QpDriver, QpInit, SrqDriver, SrqInit,
+    FmrDriver, MrDriver, MwDriver, PdDriver, QpDriver, QpInit, SrqDriver, SrqInit, XrcdDriver,
 };
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::{self, Table};
@@ -26,6 +26,7 @@ use super::qp::{GSI_QPN, Qp};
 use super::rebound::{FastMr, Fmr, Mw};
 use super::spin::SpinLock;
 use super::srq::Srq;
+use super::xrc::Xrcd;
 
 /// Numbers below are special or reserved (QP0, QP1).
 const FIRST_QPN: u32 = 16;
@@ -48,6 +49,7 @@ pub(crate) struct Context {
     cqns: Mutex<NumberPool>,
     srqns: Mutex<NumberPool>,
     pds: Mutex<NumberPool>,
+    xrcds: Mutex<NumberPool>,
 }
 
 fn locked(pool: &Mutex<NumberPool>) -> std::sync::MutexGuard<'_, NumberPool> {
@@ -77,6 +79,7 @@ impl Context {
             cqns: pool(1, limits.max_cq, Reuse::Early),
             srqns: pool(1, limits.max_srq, Reuse::Early),
             pds: pool(1, limits.max_pd, Reuse::Early),
+            xrcds: pool(1, limits.max_pd, Reuse::Early),
             limits,
         })
     }
@@ -141,6 +144,10 @@ impl Context {
 
     pub(crate) fn remove_srq(&self, _cx: &MaySleep, srqn: Srqn) {
         locked(&self.srqns).give_back(srqn.0);
+    }
+
+    pub(crate) fn remove_xrcd(&self, number: u32) {
+        locked(&self.xrcds).give_back(number);
     }
 
     pub(crate) fn remove_cq(&self, cx: &MaySleep, cqn: Cqn) {
@@ -217,6 +224,12 @@ impl ContextDriver for Context {
             return Err(Error::Limit("completion queues"));
         }
         Ok(cq)
+    }
+
+    fn alloc_xrcd(&self, _cx: &MaySleep) -> Result<Arc<dyn XrcdDriver>> {
+        let context = self.this()?;
+        let number = locked(&self.xrcds).take().ok_or(Error::Limit("XRC domains"))?;
+        Ok(Arc::new(Xrcd::new(context, number)))
     }
 
     fn set_dma_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
@@ -330,9 +343,9 @@ impl PdDriver for Pd {
     fn create_srq(&self, _cx: &MaySleep, init: SrqInit) -> Result<Arc<dyn SrqDriver>> {
         let context = &self.context;
         let number = locked(&context.srqns).take().ok_or(Error::Limit("SRQs"))?;
-        let srq = Srq::new(context.clone(), Srqn(number), init)
+        let srq = Srq::new(context.clone(), self.number, Srqn(number), init)
             .inspect_err(|_| locked(&context.srqns).give_back(number))?;
-        Ok(Arc::new(srq))
+        Ok(srq)
     }
 
     fn dealloc(&self, _cx: &MaySleep) -> Result<()> {

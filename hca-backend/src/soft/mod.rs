@@ -27,6 +27,7 @@ pub(crate) mod spin;
 mod srq;
 mod sync;
 pub mod wire;
+mod xrc;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -200,6 +201,7 @@ impl HcaDriver for SoftHca {
             max_srq_sge: limits.max_sge,
             max_mw: limits.max_mr,
             max_fast_reg_page_list_len: MAX_FAST_REG_PAGES,
+            max_xrcd: limits.max_pd,
             local_dma_lkey: true,
             max_qp_rd_atom: u32::from(limits.max_rd_atomic),
             max_qp_init_rd_atom: u32::from(limits.max_rd_atomic),

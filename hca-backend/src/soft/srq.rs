@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rdma_midlayer::driver::{
-    AsyncEvent, MalformedWqe, RecvSource, SrqAttr, SrqDriver, SrqInit, Taken,
+    AsyncEvent, MalformedWqe, RecvSource, SrqAttr, SrqDriver, SrqInit, Taken, own, own_any,
 };
 use rdma_midlayer::types::Srqn;
 use rdma_midlayer::work::{RecvWqe, RecvWr};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::Context;
+use super::cq::Cq;
 use super::qp::{Qp, RecvQueue};
 use super::spin::SpinLock;
+use super::xrc::Xrcd;
 
 /// A shared receive queue.
 pub(crate) struct Srq {
@@ -22,6 +24,9 @@ pub(crate) struct Srq {
     max_wr: u32,
     max_sge: u32,
     from_source: bool,
+    pd: u32,
+    /// Of an SRQ of an XRC domain: the domain, and the CQ of its messages.
+    xrc: Option<(Arc<Xrcd>, Arc<Cq>)>,
     inner: SpinLock<Inner>,
     gone: Mutex<bool>,
 }
@@ -57,17 +62,31 @@ impl Inner {
 
 impl Srq {
     /// An SRQ with a number that the context has given it.
-    pub(crate) fn new(context: Arc<Context>, srqn: Srqn, init: SrqInit) -> Result<Self> {
-        if init.xrc.is_some() {
-            return Err(Error::Unsupported("XRC"));
-        }
+    pub(crate) fn new(
+        context: Arc<Context>,
+        pd: u32,
+        srqn: Srqn,
+        init: SrqInit,
+    ) -> Result<Arc<Self>> {
+        let xrc = match init.xrc {
+            None => None,
+            Some(target) => {
+                let (domain, cq) = (own_any::<Xrcd>(target.domain)?, own::<Cq>(target.cq)?);
+                if !domain.is_of(&context) || !cq.is_of(&context) {
+                    return Err(Error::Invalid("an XRC domain or CQ of another context"));
+                }
+                Some((domain, cq))
+            }
+        };
         let limits = context.limits();
         if init.max_wr == 0 || init.max_wr > limits.max_qp_wr || init.max_sge > limits.max_sge {
             return Err(Error::Invalid("sizes of the SRQ"));
         }
-        Ok(Self {
+        let srq = Arc::new(Self {
             context,
             srqn,
+            pd,
+            xrc,
             max_wr: init.max_wr,
             max_sge: init.max_sge,
             from_source: init.recv_source.is_some(),
@@ -79,7 +98,21 @@ impl Srq {
                 waiters: HashMap::new(),
             }),
             gone: Mutex::new(false),
-        })
+        });
+        if let Some((domain, _)) = &srq.xrc {
+            domain.enter(srqn, &srq);
+        }
+        Ok(srq)
+    }
+
+    /// The PD that counts for messages to an SRQ of an XRC domain.
+    pub(crate) fn pd(&self) -> u32 {
+        self.pd
+    }
+
+    /// The CQ of such messages.
+    pub(crate) fn cq(&self) -> Option<&Arc<Cq>> {
+        self.xrc.as_ref().map(|(_, cq)| cq)
     }
 
     /// Whether the SRQ belongs to the context.
@@ -169,6 +202,9 @@ impl SrqDriver for Srq {
             return Err(Error::Gone);
         }
         drop(gone);
+        if let Some((domain, _)) = &self.xrc {
+            domain.leave(self.srqn);
+        }
         let mut inner = self.inner.lock();
         let source = inner.source.take();
         inner.queue.clear();

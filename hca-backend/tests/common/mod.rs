@@ -522,6 +522,7 @@ impl End {
             compare_add: 0,
             swap: 0,
             ud: None,
+            srqn: None,
         }
     }
 

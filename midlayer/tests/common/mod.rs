@@ -218,6 +218,7 @@ pub fn send(wr_id: u64, data: SendData<'_>) -> SendWr<'_> {
         compare_add: 0,
         swap: 0,
         ud: None,
+        srqn: None,
     }
 }
 

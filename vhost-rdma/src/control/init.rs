@@ -77,6 +77,7 @@ impl Call<'_> {
             | has(attr.max_fast_reg_page_list_len > 0, abi::CAP_FAST_REG)
             | has(attr.max_mw > 0, abi::CAP_MW)
             | has(attr.local_dma_lkey, abi::CAP_LOCAL_DMA_LKEY)
+            | has(attr.max_xrcd > 0, abi::CAP_XRC)
             | abi::CAP_REREG_MR
             | abi::CAP_DEVICE_MEMORY
     }

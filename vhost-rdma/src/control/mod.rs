@@ -10,6 +10,7 @@ mod qp;
 mod query;
 mod srq;
 mod window;
+mod xrc;
 
 pub(crate) use dm::DmObject;
 pub(crate) use memory::access;
@@ -141,6 +142,8 @@ impl Call<'_> {
             abi::CMD_DESTROY_UAR => self.destroy_uar(),
             abi::CMD_ALLOC_PD => self.alloc_pd(),
             abi::CMD_DEALLOC_PD => self.dealloc_pd(),
+            abi::CMD_ALLOC_XRCD => self.alloc_xrcd(),
+            abi::CMD_DEALLOC_XRCD => self.dealloc_xrcd(),
             abi::CMD_REG_MR => self.reg_mr(),
             abi::CMD_DEREG_MR => self.dereg_mr(),
             abi::CMD_GET_DMA_MR => self.get_dma_mr(),
@@ -211,6 +214,7 @@ fn answer_bytes(command: u16) -> usize {
         abi::CMD_CREATE_UAR
         | abi::CMD_ALLOC_DM
         | abi::CMD_ALLOC_PD
+        | abi::CMD_ALLOC_XRCD
         | abi::CMD_CREATE_CQ
         | abi::CMD_RESIZE_CQ
         | abi::CMD_CREATE_SRQ

@@ -9,7 +9,7 @@ use rdma_midlayer::rcu;
 use rdma_midlayer::types::{Access, Mtu, Psn, QpState, QpType, Qpn};
 use rdma_midlayer::verbs::QpSpec;
 use virtio_rdma_abi::control as abi;
-use virtio_rdma_abi::ring::{QP_RINGS_OFFSET, Sge, WQE_RECV_DATA, WQE_SEND_DATA};
+use virtio_rdma_abi::ring::{QP_RINGS_OFFSET, Sge, WQE_RECV_DATA, WQE_SEND_DATA, XrcArgs};
 
 use super::memory::page_bytes;
 use super::{
@@ -26,27 +26,44 @@ use crate::ring::send::SendRing;
 use crate::session::{PdObject, QpObject};
 
 const SGE_BYTES: u32 = size_of::<Sge>() as u32;
+const XRC_BYTES: u32 = size_of::<XrcArgs>() as u32;
 
 impl Call<'_> {
     pub(super) fn create_qp(mut self) -> Answer {
         let r: abi::CreateQpRequest = self.request()?;
         let (cx, device) = (self.cx, self.device);
         let memory = device.memory();
+        let qp_type = QpType::from_code(r.qp_type).ok_or(INVALID)?;
+        let target = match qp_type {
+            QpType::XrcTgt => Some(self.nobodys()?),
+            _ => None,
+        };
         let session = self.session()?;
-        let PdObject { pd, kernel_only } = session.pds.get(&r.pdn.get()).ok_or(NO_OBJECT)?;
-        let (pd, kernel_only) = (pd.clone(), *kernel_only);
-        let send_cq = session.cqs.get(&r.send_cqn.get()).ok_or(NO_OBJECT)?.cq.clone();
-        let recv_cq = session.cqs.get(&r.recv_cqn.get()).ok_or(NO_OBJECT)?.cq.clone();
+        let (pd, kernel_only, send_cq, recv_cq) = match target {
+            Some((pd, cq)) => (pd, false, cq.clone(), cq),
+            None => {
+                let PdObject { pd, kernel_only } =
+                    session.pds.get(&r.pdn.get()).ok_or(NO_OBJECT)?;
+                let cq = |cqn| session.cqs.get(&cqn).map(|found| found.cq.clone()).ok_or(NO_OBJECT);
+                let send_cq = cq(r.send_cqn.get())?;
+                let recv_cq = match qp_type {
+                    QpType::XrcIni => send_cq.clone(),
+                    _ => cq(r.recv_cqn.get())?,
+                };
+                (pd.clone(), *kernel_only, send_cq, recv_cq)
+            }
+        };
+        let xrcd = Self::xrcd(session, r.xrcdn.get())?;
         let (uar, slot) = session.free_slot(r.uarn.get(), r.slot.get())?;
         let srq = match r.srqn.get() {
             abi::NO_SRQ => None,
             srqn => Some(session.srqs.get(&srqn).ok_or(NO_OBJECT)?.path.srq().clone()),
         };
-        let qp_type = QpType::from_code(r.qp_type).ok_or(INVALID)?;
+        let xrc = matches!(qp_type, QpType::XrcIni | QpType::XrcTgt);
         let privileged = r.flags & abi::QP_FLAG_KERNEL != 0;
         if r.flags & !(abi::QP_FLAG_KERNEL | abi::QP_FLAG_SIGNAL_ALL) != 0
             || (srq.is_some() && r.rq_entries.get() != 0)
-            || r.xrcdn.get() != 0
+            || !is_xrc_sound(&r, qp_type)
         {
             return Err(INVALID);
         }
@@ -76,7 +93,11 @@ impl Call<'_> {
             device.gate().clone(),
             home,
             vector,
-            Names { ahs, fast: privileged.then(|| session.fast.clone()) },
+            Names {
+                ahs,
+                fast: privileged.then(|| session.fast.clone()),
+                xrc: qp_type == QpType::XrcIni,
+            },
         );
         let qp = pd.create_qp(
             cx,
@@ -92,12 +113,12 @@ impl Call<'_> {
                 signal_all: r.flags & abi::QP_FLAG_SIGNAL_ALL != 0,
                 privileged,
                 poller,
-                recv_source: srq.is_none().then(|| rings.clone() as Arc<dyn RecvSource>),
+                recv_source: (srq.is_none() && !xrc).then(|| rings.clone() as Arc<dyn RecvSource>),
                 send_ready: Some(rings.clone()),
                 send_cq,
                 recv_cq,
                 srq,
-                xrcd: None,
+                xrcd,
             },
         )?;
         let qpn = qp.qpn().0;
@@ -107,7 +128,7 @@ impl Call<'_> {
             let _ = path.qp().destroy(cx);
             return Err(BUSY);
         }
-        let process_pdn = (!privileged).then_some(r.pdn.get());
+        let process_pdn = (!privileged && qp_type != QpType::XrcTgt).then_some(r.pdn.get());
         session.qps.insert(qpn, QpObject { path, uar, slot, process_pdn });
         number_answer(qpn)
     }
@@ -152,6 +173,16 @@ impl Call<'_> {
     }
 }
 
+/// What the halves of an extended reliable connection have and have not.
+fn is_xrc_sound(r: &abi::CreateQpRequest, qp_type: QpType) -> bool {
+    let (sends, receives) = (r.sq_entries.get() > 0, r.rq_entries.get() > 0);
+    match qp_type {
+        QpType::XrcIni => !receives && r.srqn.get() == abi::NO_SRQ && r.xrcdn.get() == 0,
+        QpType::XrcTgt => !sends && !receives && r.srqn.get() == abi::NO_SRQ && r.xrcdn.get() != 0,
+        _ => r.xrcdn.get() == 0,
+    }
+}
+
 /// The rings of a request, if they are sound and do not overlap each other or the device's line.
 fn rings(
     r: &abi::CreateQpRequest,
@@ -172,6 +203,11 @@ fn rings(
         return Err(INVALID);
     }
     let payload = (send_sge * SGE_BYTES).max(r.max_inline.get());
+    // The last bytes of a slot name the SRQ.
+    let payload = match r.qp_type {
+        abi::QP_TYPE_XRC_INI => payload.saturating_add(XRC_BYTES),
+        _ => payload,
+    };
     let send =
         ring(r.sq_entries.get(), r.sq_offset.get(), r.sq_stride_shift, WQE_SEND_DATA, payload)?;
     let recv = ring(

@@ -26,6 +26,10 @@ impl Call<'_> {
         let session = self.session()?;
         let pd = session.pds.get(&r.pdn.get()).ok_or(NO_OBJECT)?.pd.clone();
         let (uar, slot) = session.free_slot(r.uarn.get(), r.slot.get())?;
+        let xrc = match Self::xrcd(session, r.xrcdn.get())? {
+            Some(xrcd) => Some((xrcd, session.cqs.get(&r.cqn.get()).ok_or(NO_OBJECT)?.cq.clone())),
+            None => None,
+        };
         let buffer = Arc::new(memory.resolve(&r.pages, 0, 0, page_bytes(&r.pages)?)?);
         let (entries, max_sge) = (r.entries.get(), r.max_sge.get());
         let geometry = Geometry { entries, offset: r.offset.get(), stride_shift: r.stride_shift };
@@ -33,8 +37,7 @@ impl Call<'_> {
             && max_sge <= limits::MAX_SGE
             && WQE_RECV_DATA + max_sge * size_of::<Sge>() as u32 <= 1 << r.stride_shift
             && r.limit.get() <= entries
-            && r.flags & !abi::QP_FLAG_KERNEL == 0
-            && r.xrcdn.get() == 0;
+            && r.flags & !abi::QP_FLAG_KERNEL == 0;
         if !sound {
             return Err(INVALID);
         }
@@ -57,13 +60,7 @@ impl Call<'_> {
         );
         let srq = pd.create_srq(
             cx,
-            SrqSpec {
-                max_wr: entries,
-                max_sge,
-                limit: 0,
-                recv_source: Some(ring.clone()),
-                xrc: None,
-            },
+            SrqSpec { max_wr: entries, max_sge, limit: 0, recv_source: Some(ring.clone()), xrc },
         )?;
         let srqn = srq.srqn().0;
         let _ = number.set(srqn);

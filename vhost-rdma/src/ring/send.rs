@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::memory::UserMemory;
-use rdma_midlayer::types::{RKey, WrOpcode};
+use rdma_midlayer::types::{RKey, Srqn, WrOpcode};
 use rdma_midlayer::work::{MAX_SGE, SendData, SendFlags, SendWr, Sge};
 use smallvec::SmallVec;
 use virtio_rdma_abi::ring::{
     AtomicArgs, SEND_FENCE, SEND_INLINE, SEND_SIGNALED, SEND_SOLICITED, SendWqe, WQE_ATOMIC_ARGS,
-    WQE_SEND_DATA,
+    WQE_SEND_DATA, XrcArgs,
 };
 use zerocopy::FromBytes;
 
@@ -187,6 +187,7 @@ impl SendRing {
             compare_add: 0,
             swap: 0,
             ud: None,
+            srqn: None,
         };
         let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
         let short = !atomic && !is_local(opcode);
@@ -260,6 +261,15 @@ impl SendRing {
             SendData::Sges(list)
         };
         Some(wr)
+    }
+
+    /// The SRQ that the next WQE of an XRC initiator names: at the end of its slot.
+    pub fn remote_srqn(&self) -> Srqn {
+        let end = self.ring.slot(self.next.load(Ordering::Relaxed)) + self.ring.stride() as u64;
+        let mut bytes = [0; size_of::<XrcArgs>()];
+        // The ring was checked to lie in its memory.
+        let _ = self.ring.memory.read(end - bytes.len() as u64, &mut bytes);
+        Srqn(XrcArgs::read_from_bytes(&bytes).map_or(0, |args| args.remote_srqn.get()))
     }
 
     /// Goes on by `count` slots; `bytes` were sent by those just left.

@@ -26,6 +26,16 @@ impl Driver {
         max_sge: u32,
         limit: u32,
     ) -> Result<Srq, CommandError> {
+        self.create_srq_of(pd, (entries, max_sge, limit), (0, 0))
+    }
+
+    /// CREATE_SRQ of (entries, SGEs, limit) in an XRC domain: (domain, CQ).
+    pub fn create_srq_of(
+        &self,
+        pd: &Pd,
+        (entries, max_sge, limit): (u32, u32, u32),
+        (xrcdn, cqn): (u32, u32),
+    ) -> Result<Srq, CommandError> {
         let uar = self.own_uar()?;
         let slot = uar.take_slot().ok_or(Error::OutOfGuestMemory { wanted: 1 })?;
         let stride = stride_shift(WQE_RECV_DATA + max_sge * size_of::<Sge>() as u32);
@@ -44,13 +54,24 @@ impl Driver {
             flags: 0,
             reserved: 0.into(),
             pages: tables.list,
-            xrcdn: 0.into(),
-            cqn: 0.into(),
+            xrcdn: xrcdn.into(),
+            cqn: cqn.into(),
         };
         let answer: Result<NumberAnswer, _> = self.command(CMD_CREATE_SRQ, request.as_bytes());
         let answer = answer.inspect_err(|_| uar.free_slot(slot))?;
         let ring = WorkRing::new(offset as usize, stride, entries, max_sge, 0);
         Ok(Srq::new(answer.number.get(), buffer, ring, self.doorbell(uar, slot)))
+    }
+
+    /// ALLOC_XRCD.
+    pub fn alloc_xrcd(&self) -> Result<u32, CommandError> {
+        let answer: NumberAnswer = self.command(CMD_ALLOC_XRCD, &[])?;
+        Ok(answer.number.get())
+    }
+
+    /// DEALLOC_XRCD.
+    pub fn dealloc_xrcd(&self, xrcdn: u32) -> Result<(), CommandError> {
+        self.destroy(CMD_DEALLOC_XRCD, xrcdn)
     }
 
     /// MODIFY_SRQ: arms the limit.

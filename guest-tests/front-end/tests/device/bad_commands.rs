@@ -22,6 +22,8 @@ const COMMANDS: &[(u16, usize, usize)] = &[
     (CMD_DESTROY_UAR, size_of::<NumberRequest>(), 0),
     (CMD_ALLOC_PD, 0, size_of::<NumberAnswer>()),
     (CMD_DEALLOC_PD, size_of::<NumberRequest>(), 0),
+    (CMD_ALLOC_XRCD, 0, size_of::<NumberAnswer>()),
+    (CMD_DEALLOC_XRCD, size_of::<NumberRequest>(), 0),
     (CMD_REG_MR, size_of::<RegMrRequest>(), size_of::<MrAnswer>()),
     (CMD_DEREG_MR, size_of::<NumberRequest>(), 0),
     (CMD_GET_DMA_MR, size_of::<GetDmaMrRequest>(), size_of::<MrAnswer>()),

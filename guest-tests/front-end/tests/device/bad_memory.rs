@@ -241,7 +241,7 @@ fn qps_of_impossible_geometry_are_refused() -> TestResult {
         ("a slot outside the UAR", Status::Invalid, |r| r.slot = u32::MAX.into()),
         ("unknown flags", Status::Invalid, |r| r.flags = 0x80),
         ("an unknown type", Status::Invalid, |r| r.qp_type = 0xff),
-        ("a type that the HCA lacks", Status::Unsupported, |r| r.qp_type = 9),
+        ("an XRC initiator that receives", Status::Invalid, |r| r.qp_type = 9),
         ("QP1 for a process", Status::NotPermitted, |r| {
             r.qp_type = QP_TYPE_GSI;
             r.flags = 0;

@@ -29,6 +29,7 @@ pub const CAPABILITIES: u64 = CAP_UC
     | CAP_FAST_REG
     | CAP_MW
     | CAP_REREG_MR
+    | CAP_XRC
     | CAP_LOCAL_DMA_LKEY
     | CAP_DEVICE_MEMORY;
 

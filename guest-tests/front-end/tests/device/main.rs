@@ -20,3 +20,4 @@ mod scribble;
 mod stress;
 mod transfers;
 mod windows;
+mod xrc;

@@ -74,7 +74,8 @@ impl Qp {
         let Requester { attr, link, cq, .. } = r;
         let (next_psn, Some((peer, epoch))) = link.parts() else { return Done::NOTHING };
         let first = wrs.first();
-        if first.is_none_or(|wr| self.length_if_usual(wr).is_none())
+        if self.created.xrc
+            || first.is_none_or(|wr| self.length_if_usual(wr).is_none())
             || epoch != self.context.network.epoch()
         {
             return Done::NOTHING;

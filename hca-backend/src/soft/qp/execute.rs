@@ -94,7 +94,8 @@ impl Qp {
                     || is_local(opcode)
             }
             QpType::Ud | QpType::Gsi => matches!(opcode, Send | SendWithImm),
-            QpType::XrcIni | QpType::XrcTgt => false,
+            QpType::XrcIni => wr.srqn.is_some() || is_local(opcode),
+            QpType::XrcTgt => false,
         };
         if !fits {
             return Err(Error::Invalid("opcode for the transport"));

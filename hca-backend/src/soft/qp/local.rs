@@ -73,7 +73,7 @@ impl Qp {
     }
 
     fn user(&self) -> User {
-        User { pd: self.created.pd, qp: self.uid }
+        User { pd: self.pd(), qp: self.uid }
     }
 
     /// All of a SEND_WITH_INV has arrived: takes the key away, and completes when nobody uses what was

@@ -13,7 +13,7 @@ mod requester;
 mod responder;
 mod wire;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
@@ -33,6 +33,7 @@ use super::rebound::Mw;
 use super::run_queue::Queued;
 use super::spin::SpinLock;
 use super::srq::Srq;
+use super::xrc::Xrcd;
 pub(crate) use datagram::GSI_QPN;
 pub(crate) use queue::RecvQueue;
 use requester::Requester;
@@ -67,6 +68,8 @@ struct Creation {
     recv_source: bool,
     /// They come from an SRQ.
     srq: bool,
+    /// One half of an extended reliable connection.
+    xrc: bool,
 }
 
 /// A queue pair.
@@ -85,6 +88,10 @@ pub(crate) struct Qp {
     recv_came: AtomicBool,
     /// What a WR that goes by packets took away, until nobody uses it. Locked with the requester.
     draining: SpinLock<Option<Draining>>,
+    /// XRC target: the domain.
+    xrcd: Option<Arc<Xrcd>>,
+    /// XRC target: the PD of the SRQ that the last message named. Locked with the responder.
+    xrc_pd: AtomicU32,
     requester: Side<Requester>,
     responder: Side<Responder>,
     /// Where peers of other daemons are.
@@ -100,8 +107,13 @@ impl Qp {
         poller: Arc<SoftPoller>,
         init: QpInit,
     ) -> Result<Arc<Self>> {
-        if init.xrcd.is_some() || matches!(init.qp_type, QpType::XrcIni | QpType::XrcTgt) {
-            return Err(Error::Unsupported("XRC"));
+        let xrc = matches!(init.qp_type, QpType::XrcIni | QpType::XrcTgt);
+        let xrcd = init.xrcd.map(|xrcd| own_any::<Xrcd>(xrcd)).transpose()?;
+        if xrcd.is_some() != (init.qp_type == QpType::XrcTgt) {
+            return Err(Error::Invalid("XRC targets have a domain, other QPs have none"));
+        }
+        if xrcd.as_ref().is_some_and(|xrcd| !xrcd.is_of(&context)) {
+            return Err(Error::Invalid("an XRC domain of another context"));
         }
         let srq = init.srq.map(|srq| own_any::<Srq>(srq)).transpose()?;
         if srq.as_ref().is_some_and(|srq| !srq.is_of(&context)) {
@@ -129,9 +141,11 @@ impl Qp {
             privileged: init.privileged,
             consumer_ring: init.send_ready.is_some(),
             srq: srq.is_some(),
-            recv_source: init.recv_source.is_some() || srq.is_some(),
+            recv_source: init.recv_source.is_some() || srq.is_some() || xrc,
+            xrc,
         };
-        let link = context.network.link().cloned();
+        // XRC has no packets here.
+        let link = context.network.link().filter(|_| !xrc).cloned();
         let mut requester = Requester::new(send_cq, init.send_ready);
         let mut responder = Responder::new(recv_cq, init.recv_source, srq);
         if let Some(link) = &link {
@@ -150,6 +164,8 @@ impl Qp {
             queued: Queued::new(),
             recv_came: AtomicBool::new(false),
             draining: SpinLock::new(None),
+            xrcd,
+            xrc_pd: AtomicU32::new(0),
             requester: Side(SpinLock::new(requester)),
             responder: Side(SpinLock::new(responder)),
             wire: link.map(|link| Box::new(OnWire::new(link))),
@@ -321,6 +337,7 @@ impl QpDriver for Qp {
             compare_add: 0,
             swap: 0,
             ud: None,
+            srqn: None,
         })?;
         Ok(rkey)
     }

@@ -8,7 +8,7 @@ use super::datagram::Dest;
 use super::local::{KeyChange, is_local};
 use crate::soft::rebind::Draining;
 use rdma_midlayer::driver::MalformedWqe;
-use rdma_midlayer::types::{RKey, WrOpcode};
+use rdma_midlayer::types::{RKey, Srqn, WrOpcode};
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendData, SendFlags, SendWr, Sge};
 
 /// A send WR without its data.
@@ -25,6 +25,7 @@ struct SendHeader {
     compare_add: u64,
     swap: u64,
     dest: Option<Dest>,
+    srqn: Option<Srqn>,
 }
 
 /// What data follows a header.
@@ -56,6 +57,7 @@ impl SendHeader {
             compare_add: wr.compare_add,
             swap: wr.swap,
             dest: Dest::of(wr),
+            srqn: wr.srqn,
         }
     }
 
@@ -72,6 +74,7 @@ impl SendHeader {
             compare_add: 0,
             swap: 0,
             dest: None,
+            srqn: None,
         }
     }
 }
@@ -187,6 +190,7 @@ impl Current {
             compare_add: header.compare_add,
             swap: header.swap,
             ud: None,
+            srqn: header.srqn,
         })
     }
 

@@ -16,7 +16,7 @@ use rdma_midlayer::{Error, Result};
 use super::execute::Step;
 use super::queue::RecvQueue;
 use super::wire::Receiving;
-use super::{Creation, FLUSH_A_TURN, PIECE, Qp};
+use super::{FLUSH_A_TURN, PIECE, Qp};
 use crate::soft::cq::Cq;
 use crate::soft::keys::Use;
 use crate::soft::place::{CopyFault, Place, View, copy};
@@ -277,6 +277,15 @@ impl Responder {
 }
 
 impl Qp {
+    /// Whether requests of a QP of that type are for one of this.
+    fn talks_to(&self, from: QpType) -> bool {
+        match self.created.qp_type {
+            QpType::XrcTgt => from == QpType::XrcIni,
+            QpType::XrcIni => false,
+            same => same == from,
+        }
+    }
+
     /// Whether a request comes from the peer of this QP and is the one expected.
     #[inline]
     pub(super) fn accepts(
@@ -297,7 +306,7 @@ impl Qp {
             let ours = responder.dest_qpn == request.from.qpn
                 && responder.dgid == source
                 && self.context.gid(responder.sgid_index) == Some(request.attr.ah.dgid)
-                && self.created.qp_type == request.from.created.qp_type;
+                && self.talks_to(request.from.created.qp_type);
             if !ours {
                 return false;
             }
@@ -330,6 +339,12 @@ impl Qp {
             responder.established = true;
             if self.state() == QpState::Rtr {
                 self.context.dispatch(AsyncEvent::CommEst(self.qpn));
+            }
+        }
+        if self.created.xrc && request.offset == 0 && !responder.held {
+            // Else it is the message for which it was found.
+            if !self.find_srq(responder, request) {
+                return self.refuse_invalid(responder);
             }
         }
         match request.wr.opcode {
@@ -474,11 +489,31 @@ impl Qp {
         View { mrs: &self.context.mrs, of: self.usage(access), guard }
     }
 
+    /// The PD that counts for what this QP does.
+    #[inline]
+    pub(super) fn pd(&self) -> u32 {
+        match self.created.qp_type {
+            QpType::XrcTgt => self.xrc_pd.load(Ordering::Relaxed),
+            _ => self.created.pd,
+        }
+    }
+
+    /// An XRC target finds the SRQ that a message names. False if there is none.
+    #[cold]
+    fn find_srq(&self, responder: &mut Responder, request: &Request<'_>) -> bool {
+        let find = |srqn| self.xrcd.as_ref()?.find(srqn);
+        let Some(srq) = request.wr.srqn.and_then(find) else { return false };
+        self.xrc_pd.store(srq.pd(), Ordering::Relaxed);
+        responder.cq = srq.cq().cloned();
+        responder.srq = Some(srq);
+        true
+    }
+
     /// How this QP uses memory.
     #[inline]
     pub(super) fn usage(&self, access: Access) -> Use {
-        let Creation { pd, privileged, .. } = self.created;
-        Use { pd, qp: self.uid, privileged, access }
+        let privileged = self.created.privileged;
+        Use { pd: self.pd(), qp: self.uid, privileged, access }
     }
 
     /// What a request names here. A request without data names nothing (IBA 9.7.4.1.6).

@@ -503,6 +503,7 @@ impl Qp {
             compare_add: 0,
             swap: 0,
             ud: None,
+            srqn: None,
         };
         let (from, qkey) = (packet.deth.src, packet.deth.qkey);
         self.receive(&mut responder, from, &wr, &bytes, qkey, guard);
@@ -648,6 +649,7 @@ impl SendHost for Sender<'_> {
             compare_add: wqe.compare_add,
             swap: wqe.swap,
             ud: None,
+            srqn: None,
         };
         self.qp.complete(self.cq, &wr, wqe.len, status);
     }
