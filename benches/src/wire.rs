@@ -231,7 +231,7 @@ fn serve(port: &dyn Port, arrived: &AtomicU64, stop: &AtomicBool) -> std::io::Re
     Ok(())
 }
 
-/// Runs something while the calling thread and the far side's go before all others: for 3 ms at most.
+/// Runs something while the calling thread and the far side's go before all others: for some ms at most.
 ///
 /// # Errors
 /// Those of `work`, or of the system.

@@ -25,13 +25,15 @@ mtus=("$@")
 lab-barrier up
 ping -q -c 1 -W 20 "$PEER_ADDR" > /dev/null
 
-# try NAME COMMAND…: `pair`, and what it said if it failed. All are run, also after a failure.
+# try NAME COMMAND…: runs a command as server in guest $SERVER and as client in the other, whatever figure
+# it finds, and says what it said if it failed. All are run, also after a failure.
 failed=0
 try() {
     local name=$1 status=0 begin
     shift
     begin=$(date +%s%N)
-    pair "$name-$SERVER" "$@" || status=$?
+    pair_once "$name-$SERVER" "$@" || status=$?
+    lab-barrier "$name-$SERVER-end"
     if [[ $status != 0 ]]; then
         echo "FAILED ($status) with guest $SERVER as server: $*"
         tail -n 12 /tmp/output

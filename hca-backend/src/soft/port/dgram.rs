@@ -86,7 +86,7 @@ fn remove_stale(path: &Path) -> Result<(), OpenError> {
 
 impl Port for Dgram {
     fn send(&self, frames: &FrameBatch, range: Range<usize>) -> io::Result<usize> {
-        let mut messages = Messages::default();
+        let mut messages = Messages::with_capacity(range.len());
         for index in range.clone() {
             messages.piece(frames.frame(index));
             messages.end();

@@ -162,12 +162,7 @@ impl Exchange {
             // Neighbours in a batch mostly go the same way: together, so that the port can join them.
             let same = |i: &usize| destination(frames.frame(*i)) == Some(to);
             let end = (next..range.end).find(|i| !same(i)).unwrap_or(range.end);
-            let places = state.places(to, None);
-            if places.iter().any(|i| state.members[*i].waiting.len() >= QUEUE / 2) {
-                self.again();
-                break;
-            }
-            if let [place] = places[..]
+            if let Some(place) = state.place(to)
                 && state.members[place].waiting.is_empty()
             {
                 // An error shows again when the member is next received from.
@@ -179,6 +174,11 @@ impl Exchange {
                     break;
                 }
                 continue;
+            }
+            let places = state.places(to, None);
+            if places.iter().any(|i| state.members[*i].waiting.len() >= QUEUE / 2) {
+                self.again();
+                break;
             }
             for place in places {
                 self.pass(&mut state.members[place], frames, next..end);
@@ -289,6 +289,23 @@ impl Exchange {
 }
 
 impl State {
+    /// The one member that a frame of the HCA for `to` goes to, if it is one.
+    fn place(&self, to: Mac) -> Option<usize> {
+        let members = || self.members.iter();
+        if is_group(to) {
+            return None;
+        }
+        if let Some(guest) = members().position(|member| member.guest == Some(to)) {
+            return Some(guest);
+        }
+        if let Some(id) = self.learned.get(&to) {
+            return members().position(|member| member.id == *id);
+        }
+        let first = members().position(|member| member.guest.is_none())?;
+        let another = members().skip(first + 1).any(|member| member.guest.is_none());
+        (!another).then_some(first)
+    }
+
     /// Which members a frame for `to` goes to, when it comes from member `from` or from the HCA.
     fn places(&self, to: Mac, from: Option<usize>) -> Vec<usize> {
         let others = || (0..self.members.len()).filter(|i| Some(*i) != from);

@@ -57,7 +57,7 @@ impl Packet {
         range: &Range<usize>,
         joined: &'a [(usize, Vec<u8>, Option<super::headers::Layout>)],
     ) -> Messages<'a> {
-        let (mut messages, mut next) = (Messages::default(), range.start);
+        let (mut messages, mut next) = (Messages::with_capacity(2 * range.len()), range.start);
         for (count, headers, layout) in joined {
             match layout {
                 Some(at) => {

@@ -56,13 +56,16 @@ impl UnixAddress {
 }
 
 /// Messages for one `sendmmsg`, each gathered from some pieces.
-#[derive(Default)]
 pub(super) struct Messages<'a> {
     pieces: Vec<IoSlice<'a>>,
     ends: Vec<usize>,
 }
 
 impl<'a> Messages<'a> {
+    pub(super) fn with_capacity(pieces: usize) -> Self {
+        Self { pieces: Vec::with_capacity(pieces), ends: Vec::with_capacity(pieces) }
+    }
+
     pub(super) fn piece(&mut self, bytes: &'a [u8]) {
         self.pieces.push(IoSlice::new(bytes));
     }

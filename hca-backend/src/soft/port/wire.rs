@@ -14,6 +14,8 @@ use super::{BURST, FrameBatch};
 
 /// Batches that one turn sends, at most.
 const BATCHES: usize = 4;
+/// Frames that a port is asked for when they come one at a time.
+const FEW: usize = 4;
 /// Turns without a frame after which ports are not looked at in every turn: that is a system call, and
 /// a worker's other work is shorter.
 const QUIET: u32 = 256;
@@ -57,6 +59,8 @@ struct Work {
     /// How many of the batch are gone.
     sent: usize,
     quiet: u32,
+    /// Frames to ask a port for: few, until they come in bursts, since asking for many costs more.
+    want: usize,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -73,7 +77,7 @@ impl Wire {
             exchange: Exchange::new()?,
             cores: Mutex::new(Arc::new([])),
             waker: Mutex::default(),
-            work: Mutex::new(Work { batch: FrameBatch::new(BURST), sent: 0, quiet: 0 }),
+            work: Mutex::new(Work { batch: FrameBatch::new(BURST), sent: 0, quiet: 0, want: FEW }),
         })
     }
 
@@ -157,11 +161,14 @@ impl Poller for Wire {
         let work = &mut *work;
         let cores = locked(&self.cores).clone();
         let deadline = || cores.iter().filter_map(|core| core.next_deadline()).min();
-        let mut worked = false;
+        // What was posted in this turn goes first: to look for what came takes a system call.
+        let mut worked = self.transmit(now, work, &cores);
         // While a timer runs an answer is expected.
         if work.quiet < QUIET || work.quiet.is_multiple_of(TURNS_A_LOOK) || deadline().is_some() {
-            let got = self.exchange.receive(now, budget.max(BURST), &Stations(&cores));
-            worked = got > 0;
+            let want = work.want.min(budget.max(FEW));
+            let got = self.exchange.receive(now, want, &Stations(&cores));
+            work.want = if got >= work.want { BURST } else { FEW };
+            worked |= got > 0;
         }
         cores.iter().for_each(|core| core.handle_timer(now));
         worked |= self.transmit(now, work, &cores);
