@@ -65,7 +65,8 @@ pub struct Cli {
     /// An HCA; may be given several times. Without it there is the soft HCA, `soft0=soft`.
     ///
     /// [NAME=]DRIVER[:DEVICE][,KEY=VALUE…]: NAME is what hca= of --socket-path and vhost-rdma-ctl call
-    /// it. Drivers: soft, an HCA in software; verbs:DEVICE, an RDMA device of the host, by libibverbs,
+    /// it. Drivers: soft, an HCA in software (with wire=always its QPs talk by
+    /// packets even to each other, for tests); verbs:DEVICE, an RDMA device of the host, by libibverbs,
     /// with port=N (1), gids=FILE (lines NETWORK GUEST-GID WIRE-GID), post=auto|direct|thread,
     /// library=PATH. One whose device the host does not have is waited for.
     #[arg(long = "hca", value_name = "[NAME=]DRIVER[:DEVICE][,KEY=VALUE…]")]
