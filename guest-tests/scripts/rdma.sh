@@ -56,6 +56,8 @@ wait_listening() {
 
 # The guest in which `pair` runs servers, and that with the clients: all others if it is empty.
 SERVER=0 CLIENT=
+# How long one of them may take.
+PAIR_SECONDS=90
 
 # pair NAME COMMAND [ARGUMENT…]: runs a command as server in guest $SERVER and as client, with the
 # server's address as last argument, in $CLIENT. NAME is that of the barriers. Output: /tmp/output.
@@ -81,7 +83,7 @@ pair_once() {
     local name=$1 status=0 address=ADDR_$SERVER
     shift
     if [[ $GUEST_INDEX == "$SERVER" ]]; then
-        timeout 90 "$@" > /tmp/output 2>&1 &
+        timeout "$PAIR_SECONDS" "$@" > /tmp/output 2>&1 &
         local server=$!
         wait_listening "$server" || true
         lab-barrier "$name-start"
@@ -91,7 +93,7 @@ pair_once() {
         lab-barrier "$name-start"
     else
         lab-barrier "$name-start"
-        timeout 90 "$@" "${!address}" > /tmp/output 2>&1 || status=$?
+        timeout "$PAIR_SECONDS" "$@" "${!address}" > /tmp/output 2>&1 || status=$?
     fi
     return "$status"
 }

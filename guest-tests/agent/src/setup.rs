@@ -19,7 +19,7 @@ use crate::root::{copy_tree, sorted_files};
 use crate::sys::{self, Result};
 
 /// How long an RDMA device may take from its driver's loading to an active port with a GID.
-const DEVICE_PATIENCE: Duration = Duration::from_secs(30);
+const DEVICE_PATIENCE: Duration = Duration::from_secs(90);
 /// The exit status of a guest that could not be set up.
 const SETUP_FAILED: i32 = 125;
 
@@ -35,6 +35,7 @@ pub fn run() -> Result<()> {
         );
         std::env::set_var("HOME", "/root");
     }
+    symlink("lab-barrier", format!("{FOLDER}/bin/lab-host"))?;
     let (lab, from_lab) = channel::open(job.get("channel")?)?;
     let status = match prepare(&job) {
         Ok(device) => run_job(&job, &device, &lab, from_lab)?,

@@ -107,7 +107,7 @@ pub fn agent() -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--quiet", "--release", "--package", "guest-agent", "--target", TARGET]);
     command.arg("--target-dir").arg(&target_directory);
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=debuginfo");
     output_of(&mut command).context("building the guests' agent")?;
     Ok(target_directory.join(TARGET).join("release/guest-agent"))
 }
@@ -171,12 +171,12 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<Module> {
             uml = None;
             let root = release.build_root(cache)?;
             let version = release.version(&root)?;
-            let key = Key::of("module 2").text(&version).text(&root.directory.to_string_lossy());
+            let key = Key::of("module 3").text(&version).text(&root.directory.to_string_lossy());
             (format!("module-{release}"), root, format!("KDIR=/lib/modules/{version}/build"), key)
         }
         ModuleFor::Uml => {
             let tree = kernels::uml_tree(cache)?;
-            let key = Key::of("module 2").text(&tree.to_string_lossy());
+            let key = Key::of("module 3").text(&tree.to_string_lossy());
             uml = Some(tree);
             let arguments = format!("ARCH=um KDIR={UML}/build");
             ("module-uml".to_owned(), BuildRoot::bookworm(cache)?, arguments, key)
@@ -198,6 +198,8 @@ pub fn module(cache: &Cache, kernel: ModuleFor) -> Result<Module> {
                  make -C {WORK}/driver/$folder {make_arguments} clean || true
                  make -C {WORK}/driver/$folder -j2 {make_arguments}
              done
+             # Guests unpack them from their RAM disks.
+             strip --strip-debug {WORK}/driver/kernel/*.ko {WORK}/driver/kernel/selftest/*.ko
              cp {WORK}/driver/kernel/virtio_rdma.ko {WORK}/driver/kernel/selftest/*.ko {WORK}/
              cp {WORK}/driver/kernel/selftest/uverbs_hostile {WORK}/
              rm -r {WORK}/driver"

@@ -43,9 +43,7 @@ pub fn pack(contents: &Contents) -> Result<Vec<u8>> {
     }
     let agent = read(&contents.agent)?;
     archive.file("init", 0o755, &agent);
-    for name in ["lab-barrier", "lab-host"] {
-        archive.file(&format!("lab/bin/{name}"), 0o755, &agent);
-    }
+    archive.file("lab/bin/lab-barrier", 0o755, &agent);
     let job: String =
         contents.settings.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
     archive.file("lab/job", 0o644, job.as_bytes());
