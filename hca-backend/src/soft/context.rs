@@ -155,14 +155,6 @@ impl Context {
         locked(&self.cqns).give_back(cqn.0);
     }
 
-    /// A GID is no longer this context's.
-    fn leave(&self, entry: &GidEntry) {
-        self.network.leave(entry.gid, self);
-        if let Some(link) = self.network.link() {
-            link.gid_removed(entry);
-        }
-    }
-
     fn this(&self) -> Result<Arc<Self>> {
         self.this.upgrade().ok_or(Error::Gone)
     }
@@ -185,10 +177,7 @@ impl ContextDriver for Context {
         let old = gids[index].replace(*entry);
         drop(gids);
         if let Some(old) = old {
-            self.leave(&old);
-        }
-        if let Some(link) = self.network.link() {
-            link.gid_added(entry);
+            self.network.leave(old.gid, self);
         }
         let network = self.network.id();
         log::debug!("{}: GID {index} is {} on network {network}", self.name, entry.gid);
@@ -201,7 +190,7 @@ impl ContextDriver for Context {
         }
         let old = self.gids.lock().get_mut(index as usize).and_then(Option::take);
         if let Some(old) = old {
-            self.leave(&old);
+            self.network.leave(old.gid, self);
         }
         Ok(())
     }

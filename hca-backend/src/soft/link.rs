@@ -12,7 +12,7 @@ use std::time::Instant;
 use rdma_midlayer::attr::GidEntry;
 use rdma_midlayer::driver::Waker;
 use rdma_midlayer::rcu::{self, Guard};
-use rdma_midlayer::types::{Gid, Mtu, Qpn};
+use rdma_midlayer::types::{Mtu, Qpn};
 
 use super::network::Network;
 use super::port::Core;
@@ -63,14 +63,6 @@ pub struct QpCounts {
     pub counts: Vec<(&'static str, u64)>,
 }
 
-/// Hears which addresses come and go behind a link. Never sleeps, calls no method of the link.
-pub trait GidListener: Send + Sync {
-    /// A device has this address now.
-    fn gid_added(&self, entry: &GidEntry);
-    /// No longer.
-    fn gid_removed(&self, entry: &GidEntry);
-}
-
 /// A port as the HCA sees it, with the devices of one network behind it. Nothing here sleeps; any
 /// thread may call anything, also at once.
 pub struct Link {
@@ -80,7 +72,6 @@ pub struct Link {
     timers: SpinLock<BTreeMap<TimerKey, Weak<Qp>>>,
     timer_count: AtomicUsize,
     waker: SpinLock<Option<Arc<dyn Waker>>>,
-    listener: SpinLock<Option<Arc<dyn GidListener>>>,
     identification: AtomicU16,
     counters: Counters,
     spare: SpinLock<Vec<FrameBatch>>,
@@ -105,7 +96,6 @@ impl Link {
             timers: SpinLock::new(BTreeMap::new()),
             timer_count: AtomicUsize::new(0),
             waker: SpinLock::new(None),
-            listener: SpinLock::new(None),
             identification: AtomicU16::new(0),
             counters: Counters::default(),
             spare: SpinLock::new(Vec::new()),
@@ -196,13 +186,6 @@ impl Link {
         }
     }
 
-    /// Who hears of addresses, those that are there already included.
-    pub fn set_gid_listener(&self, listener: Arc<dyn GidListener>) {
-        let old = self.listener.lock().replace(listener.clone());
-        drop(old);
-        self.addresses().iter().for_each(|entry| listener.gid_added(entry));
-    }
-
     /// What was counted: names, as rxe has them, and values.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.counters.list()
@@ -224,16 +207,6 @@ impl Link {
         self.network().map_or(Vec::new(), |network| network.addresses())
     }
 
-    /// Whether a device behind the link has this MAC.
-    pub fn has_mac(&self, mac: [u8; 6]) -> bool {
-        self.addresses().iter().any(|entry| entry.mac == mac)
-    }
-
-    /// Whether a device behind the link has this GID.
-    pub fn has_gid(&self, gid: Gid) -> bool {
-        self.network().is_some_and(|network| network.find(gid).is_some())
-    }
-
     /// The network whose devices are behind the link. The first one stays.
     pub(crate) fn attach(&self, network: &Arc<Network>) {
         if self.network.set(Arc::downgrade(network)).is_err() {
@@ -243,16 +216,6 @@ impl Link {
 
     pub(crate) fn port_counters(&self) -> &Counters {
         &self.counters
-    }
-
-    pub(crate) fn gid_added(&self, entry: &GidEntry) {
-        let listener = self.listener.lock().clone();
-        listener.inspect(|l| l.gid_added(entry));
-    }
-
-    pub(crate) fn gid_removed(&self, entry: &GidEntry) {
-        let listener = self.listener.lock().clone();
-        listener.inspect(|l| l.gid_removed(entry));
     }
 
     /// Gives a QP a turn.

@@ -40,7 +40,7 @@ use rdma_midlayer::work::MAX_SGE;
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use context::Context;
-pub use link::{GidListener, Handled, Link, LinkConfig, QpCounts};
+pub use link::{Handled, Link, LinkConfig, QpCounts};
 use network::Network;
 use poller::SoftPoller;
 
