@@ -52,7 +52,7 @@ fn stream(opcode: WrOpcode, messages: u64, conditions: Conditions) -> (u64, Net,
                 rkey: b.mr.rkey(),
                 compare_add: 0,
                 swap: 0,
-                srqn: Srqn(0),
+                srqn: None,
                 ud: None,
             };
             a.qp.post_send(&wr).unwrap();
