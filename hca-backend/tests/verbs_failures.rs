@@ -332,7 +332,7 @@ fn the_limits_are_the_devices_bounded_by_the_daemons() {
     }
     let lab = opened("stub0");
     let attr = lab.hca.query_device(&lab.cx).unwrap();
-    assert_eq!((attr.max_inline, attr.max_send_sge, attr.max_qp_wr), (512, 30, 16_384));
+    assert_eq!((attr.max_inline, attr.max_send_sge, attr.max_qp_wr), (1024, 30, 16_384));
     assert_eq!(
         (attr.max_cqe, attr.vendor_id, attr.fw_ver),
         (32_768, 0x02c9, 12 << 32 | 34 << 16 | 56)

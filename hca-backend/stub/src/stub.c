@@ -2,8 +2,8 @@
 /*
  * A libibverbs whose devices are memory. All of them are on one fabric; a post carries a request out
  * before it returns. "stub0" and "stub1" work in user space; "slow0" makes a system call to post, to arm
- * and to make an address handle, as rxe's provider does. Not here: time (nothing is ever retried: what
- * would wait for ever waits, what would give up gives up at once).
+ * and to make an address handle, as rxe's provider does. Not here: time (what
+ * is tried again waits until it can be done, and a peer that is missing is given up at once).
  *
  * An MR keeps the pages that it was registered with, as a real one does, wherever its creator maps or
  * unmaps them afterwards: shared mappings are mapped once more; private ones are used where they are.
@@ -35,7 +35,7 @@ enum { EV_CQ_ERR = 0, EV_QP_ACCESS_ERR = 3, EV_SQ_DRAINED = 5, EV_DEVICE_FATAL =
 #define MAX_QPS 65536
 #define FIRST_QPN 0x100
 #define MAX_SGE 32
-#define MAX_INLINE 512
+#define MAX_INLINE 1024
 #define MAX_WR 16384
 #define MAX_CQE 32767
 #define GIDS 4
@@ -749,6 +749,13 @@ static int deliver(struct qp *qp, struct send *s, struct qp *peer, uint64_t tota
 	return OK;
 }
 
+/* A right that the QP does not give, or an atomic operation that is not aligned. */
+static int invalid(struct qp *peer)
+{
+	to_error(peer);
+	return REM_INV_REQ;
+}
+
 static int refuse(struct qp *peer)
 {
 	tell((struct context *)peer->base.context, EV_QP_ACCESS_ERR, peer);
@@ -816,10 +823,11 @@ static int execute(struct qp *qp, struct send *s)
 		uint8_t *there = NULL;
 
 		if (s->wr.opcode == WR_WRITE_IMM && rq->head == rq->tail)
-			return reliable ? (qp->attr.rnr_retry == 7 ? -1 : RNR_EXC) : OK;
+			return reliable ? (qp->attr.rnr_retry ? -1 : RNR_EXC) : OK;
 		if (total) {
-			if ((peer->attr.qp_access_flags & need) == need)
-				there = reach(peer->base.pd, peer, s->wr.wr.rdma.rkey, s->wr.wr.rdma.remote_addr, total, need);
+			if ((peer->attr.qp_access_flags & need) != need)
+				return reliable ? invalid(peer) : OK;
+			there = reach(peer->base.pd, peer, s->wr.wr.rdma.rkey, s->wr.wr.rdma.remote_addr, total, need);
 			if (!there)
 				return reliable ? refuse(peer) : OK;
 		}
@@ -842,8 +850,9 @@ static int execute(struct qp *qp, struct send *s)
 
 		if (total != 8)
 			return LOC_LEN;
-		if (peer->attr.qp_access_flags & A_REMOTE_ATOMIC && !(s->wr.wr.atomic.remote_addr & 7))
-			there = (uint64_t *)reach(peer->base.pd, peer, s->wr.wr.atomic.rkey, s->wr.wr.atomic.remote_addr, 8, A_REMOTE_ATOMIC);
+		if (!(peer->attr.qp_access_flags & A_REMOTE_ATOMIC) || s->wr.wr.atomic.remote_addr & 7)
+			return invalid(peer);
+		there = (uint64_t *)reach(peer->base.pd, peer, s->wr.wr.atomic.rkey, s->wr.wr.atomic.remote_addr, 8, A_REMOTE_ATOMIC);
 		if (!there)
 			return refuse(peer);
 		old = s->wr.wr.atomic.compare_add;
@@ -858,7 +867,7 @@ static int execute(struct qp *qp, struct send *s)
 	}
 	status = deliver(qp, s, peer, total, NULL);
 	if (status < 0)
-		return reliable ? (qp->attr.rnr_retry == 7 ? -1 : RNR_EXC) : OK;
+		return reliable ? (qp->attr.rnr_retry ? -1 : RNR_EXC) : OK;
 	return reliable ? status : OK;
 }
 

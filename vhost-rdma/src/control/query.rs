@@ -17,13 +17,17 @@ impl Call<'_> {
         let hca = self.device.hca().ok_or(Status(abi::STATUS_NO_HCA))?;
         let a = hca.query_device(self.cx)?;
         let guid = self.device.node_guid();
+        let caps = match a.local_dma_lkey {
+            true => abi::DEVICE_CAP_RC_RNR_NAK_GEN | abi::DEVICE_CAP_LOCAL_DMA_LKEY,
+            false => abi::DEVICE_CAP_RC_RNR_NAK_GEN,
+        };
         Ok(bytes(&abi::DeviceAttr {
             node_guid: guid,
             sys_image_guid: guid,
             fw_ver: a.fw_ver.into(),
             max_mr_size: a.max_mr_size.into(),
             page_size_cap: a.page_size_cap.into(),
-            device_caps: (abi::DEVICE_CAP_RC_RNR_NAK_GEN | abi::DEVICE_CAP_LOCAL_DMA_LKEY).into(),
+            device_caps: caps.into(),
             vendor_id: a.vendor_id.into(),
             vendor_part_id: a.vendor_part_id.into(),
             hw_ver: a.hw_ver.into(),

@@ -14,8 +14,7 @@ use front_end::{
     VmConfig, Wc, access, connect_rc,
 };
 use rdma_midlayer::MaySleep;
-use vhost_rdma::spec::SOFT_NAME;
-use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, HcaSpec, SocketConfig, WorkerConfig};
+use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
 
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -105,7 +104,7 @@ fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc:
     let cx = MaySleep::claim().expect("a new thread");
     let config = DaemonConfig {
         workers: WorkerConfig { count: 2, cpus: Cpus::default(), poll: Duration::from_micros(50) },
-        hcas: Vec::new(),
+        hcas: vec![crate::hca()],
         wire: Default::default(),
     };
     let mut daemon = Daemon::start(&cx, &config).expect("the daemon starts");
@@ -119,9 +118,11 @@ fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc:
     let _ = outbox.send(());
     while let Ok(order) = inbox.recv() {
         match order {
-            Order::RemoveHca => daemon.remove_hca(&cx, SOFT_NAME).expect("the HCA is removed"),
+            Order::RemoveHca => {
+                daemon.remove_hca(&cx, &crate::hca().name).expect("the HCA is removed");
+            }
             Order::AddHca => {
-                daemon.add_hca(&cx, HcaSpec::default()).expect("the HCA is added");
+                daemon.add_hca(&cx, crate::hca()).expect("the HCA is added");
             }
         }
         let _ = outbox.send(());

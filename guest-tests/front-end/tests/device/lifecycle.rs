@@ -257,48 +257,6 @@ fn a_front_end_that_comes_back_to_its_rings_is_told_to_begin_anew() -> TestResul
 }
 
 #[test]
-fn an_hca_that_goes_takes_everything_along_and_one_that_comes_is_used_anew() -> TestResult {
-    let (daemon, mut pair) = Pair::start(&impatient())?;
-    for _ in 0..3 {
-        pair.ping()?;
-        pair.b.recv_cq.arm(false);
-        let generation = pair.a.vm.config()?.hca_generation.get();
-        // With work in flight.
-        for _ in 0..20 {
-            let sges = [pair.a.mr.sge(0, 65_536)];
-            pair.qa.post_send(&SendWr::write(1, &sges, pair.b.mr.remote(65_536)))?;
-        }
-        daemon.remove_hca()?;
-        for side in [&pair.a, &pair.b] {
-            let event = side.driver.next_async_event(LONG)?.ok_or("no event")?;
-            assert_eq!(event.event.get(), EVENT_HCA_REMOVED);
-            let config = side.vm.config()?;
-            assert_eq!((config.hca_present, config.hca_generation.get()), (0, generation + 1));
-            assert_eq!(event.hca_generation.get(), generation + 1);
-            refused(side.driver.alloc_pd(), Status::NoHca);
-            refused(side.driver.query_device(), Status::NoHca);
-        }
-        let before = pair.b.buffer.read(0, 256 << 10);
-        pair.a.buffer.fill(0x3c);
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(before, pair.b.buffer.read(0, 256 << 10), "stored into after it went");
-        daemon.add_hca()?;
-        for side in [&pair.a, &pair.b] {
-            let event = side.driver.next_async_event(LONG)?.ok_or("no event")?;
-            assert_eq!(event.event.get(), EVENT_HCA_ADDED);
-            let config = side.vm.config()?;
-            assert_eq!((config.hca_present, config.hca_generation.get()), (1, generation + 2));
-        }
-        pair.a = Side::new(pair.a.vm, 256 << 10, 256)?;
-        pair.b = Side::new(pair.b.vm, 256 << 10, 256)?;
-        pair.qa = pair.a.qp(&QpOptions::default())?;
-        pair.qb = pair.b.qp(&QpOptions::default())?;
-        connect_rc(&mut pair.qa, &mut pair.qb, &impatient().rc)?;
-    }
-    pair.ping()
-}
-
-#[test]
 fn the_memory_table_may_change_while_peers_write() -> TestResult {
     for memory_slots in [true, false] {
         let mut options = patient();

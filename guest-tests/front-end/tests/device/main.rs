@@ -2,6 +2,7 @@
 //! Whole-device tests: the real daemon in this process, VMs that are native front ends. One binary,
 //! so that the daemon is linked once.
 
+mod addresses;
 mod atomics;
 mod bad_commands;
 mod bad_memory;
@@ -13,11 +14,18 @@ mod cq_verbs;
 mod device_memory;
 mod fast_reg;
 mod harness;
+mod hca_hotplug;
 mod init;
 mod kinds;
 mod lifecycle;
 mod scribble;
+mod solicited;
 mod stress;
 mod transfers;
 mod windows;
 mod xrc;
+
+/// The HCA that the daemon has.
+fn hca() -> vhost_rdma::HcaSpec {
+    vhost_rdma::HcaSpec::default()
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Whole-device tests over the verbs HCA: the real daemon with a device of the stub's, VMs that are
+//! native front ends. The tests are those of `device`, as far as they are about what all HCAs do.
+#![allow(dead_code, reason = "a part of what the tests share is for others of them")]
+
+#[path = "device/atomics.rs"]
+mod atomics;
+#[path = "device/bad_commands.rs"]
+mod bad_commands;
+#[path = "device/bad_memory.rs"]
+mod bad_memory;
+#[path = "device/completions.rs"]
+mod completions;
+#[path = "device/harness.rs"]
+mod harness;
+#[path = "device/hca_hotplug.rs"]
+mod hca_hotplug;
+#[path = "device/transfers.rs"]
+mod transfers;
+
+/// A device of the stub's that posts in user space. Every VM's address is the device's on the wire.
+fn hca() -> vhost_rdma::HcaSpec {
+    static MAP: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    let map = MAP.get_or_init(|| {
+        let [.., p0] = std::process::id().to_be_bytes();
+        let lines = (1..=250).map(|n| format!("0 10.{p0}.0.{n} 10.0.0.1\n"));
+        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("gids-{}", std::process::id()));
+        std::fs::write(&path, lines.collect::<String>()).expect("the folder is there");
+        path
+    });
+    let text = format!("verbs:stub0,library={},gids={}", verbs_stub::PATH, map.display());
+    text.parse().expect("a specification")
+}
