@@ -168,8 +168,16 @@ impl Call<'_> {
             abi::CMD_QUERY_SRQ => self.query_srq(),
             abi::CMD_DESTROY_SRQ => self.destroy_srq(),
             abi::CMD_SET_AH_TABLE => self.set_ah_table(),
+            abi::CMD_ATTACH_MCAST | abi::CMD_DETACH_MCAST => self.no_mcast(),
             _ => Err(Status(abi::STATUS_UNKNOWN_COMMAND)),
         }
+    }
+
+    /// Multicast is not among the capabilities of this device.
+    fn no_mcast(mut self) -> Answer {
+        self.request::<abi::McastRequest>()?;
+        self.session()?;
+        Err(UNSUPPORTED)
     }
 
     /// The request's structure.
