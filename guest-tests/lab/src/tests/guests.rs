@@ -86,15 +86,16 @@ pub fn tests() -> Vec<Test> {
         tests.push(script(name.to_owned(), shape, "pingpong.sh", &[]));
     }
     let nested = Shape { guests: 3, hosts: 1, ..Shape::of_kind(Kind::Qemu) };
-    for (name, arguments, long) in [
-        ("two_guests_inside", &["soft", "0"][..], false),
-        ("two_guests_inside_long", &["soft", "0", "long"], true),
-        ("two_guests_over_rxe", &["verbs", "2"], true),
-        ("two_guests_over_rxe_20_times", &["verbs", "20", "long"], true),
+    // One boot of a guest inside in about six stops for no reason that its console tells, and a host that
+    // has other work makes the two layers slow: not for every change.
+    for (name, arguments) in [
+        ("two_guests_inside", &["soft", "0"][..]),
+        ("two_guests_inside_long", &["soft", "0", "long"]),
+        ("two_guests_over_rxe", &["verbs", "2"]),
+        ("two_guests_over_rxe_20_times", &["verbs", "20", "long"]),
     ] {
-        let mut test = script(format!("nested_{name}"), nested.clone(), "nested.sh", arguments);
-        test.long = long;
-        tests.push(test);
+        let name = format!("nested_{name}");
+        tests.push(script(name, nested.clone(), "nested.sh", arguments).long());
     }
     tests.push(Test::new("lab_says_when_a_script_fails", a_failing_script));
     tests.push(Test::new("lab_breaks_a_barrier_that_nobody_can_pass", a_broken_barrier));
