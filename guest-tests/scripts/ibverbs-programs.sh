@@ -49,16 +49,11 @@ pingpong ud_pingpong ibv_ud_pingpong -n 100 -c -s 2048
 pingpong ud_pingpong-events ibv_ud_pingpong -n 100 -c -s 2048 -e
 pingpong srq_pingpong ibv_srq_pingpong -n 100 -c
 pingpong srq_pingpong-events ibv_srq_pingpong -n 100 -c -e -q 4
-
-transports=(RC UC UD)
-if device_says '^[[:space:]]+XRC$'; then
-    transports+=(XRC)
-    pingpong xsrq_pingpong ibv_xsrq_pingpong -n 20
-    pingpong xsrq_pingpong-events ibv_xsrq_pingpong -n 20 -e
-fi
+pingpong xsrq_pingpong ibv_xsrq_pingpong -n 20
+pingpong xsrq_pingpong-events ibv_xsrq_pingpong -n 20 -e
 
 for kind in lat bw; do
-    for transport in "${transports[@]}"; do
+    for transport in RC UC UD XRC; do
         perf send_$kind-$transport ib_send_$kind -c $transport -n 100 -s 1024
         [[ $transport == UD ]] || perf write_$kind-$transport ib_write_$kind -c $transport -n 100
         [[ $transport == U* ]] || perf read_$kind-$transport ib_read_$kind -c $transport -n 100

@@ -80,9 +80,7 @@ cm riostream "riostream -S 4096 -C 100 -T v" "riostream -s $ADDR_0 -S 4096 -C 10
 head -c 300000 /dev/urandom > /tmp/source
 cm rcopy "forever rcopy" "rcopy /tmp/source $ADDR_0:/tmp/copy"
 cm rdma_xserver "rdma_xserver -c r" "rdma_xclient -s $ADDR_0 -c r"
-if device_says '^[[:space:]]+XRC$'; then
-    cm rdma_xserver-xrc "rdma_xserver -c x" "rdma_xclient -s $ADDR_0 -c x"
-fi
+cm rdma_xserver-xrc "rdma_xserver -c x" "rdma_xclient -s $ADDR_0 -c x"
 cm perftest-write "ib_write_bw -F -R -d $RDMA_DEVICE -n 100 -s 4096" \
     "ib_write_bw -F -R -d $RDMA_DEVICE -n 100 -s 4096 $ADDR_0"
 cm perftest-send "ib_send_lat -F -R -d $RDMA_DEVICE -n 100 -s 64" \
