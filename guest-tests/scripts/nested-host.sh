@@ -84,8 +84,10 @@ watch_inner() {
         kill -0 $barrier 2> /dev/null || { wait $barrier; return; }
         for index in "${!inner_pids[@]}"; do
             kill -0 "${inner_pids[$index]}" 2> /dev/null && continue
-            echo "guest $index ended while it booted:"
-            tail -n 20 "/root/qemu$index.log" "/root/console$index"
+            local status=0
+            wait "${inner_pids[$index]}" || status=$?
+            echo "guest $index ended while it booted, its QEMU with status $status:"
+            tail -n 20 "/root/qemu$index.log" "/root/console$index" /root/daemon.log
             return 1
         done
         sleep 1
