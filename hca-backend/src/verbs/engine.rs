@@ -43,6 +43,8 @@ pub(crate) enum Job {
     Fail(Arc<Qp>),
     /// Post what the QP has staged.
     Post(Arc<Qp>),
+    /// Post the QP's new receive requests.
+    PostReceives(Arc<Qp>),
     /// Post the SRQ's new receive requests.
     PostShared(Arc<Srq>),
 }
@@ -188,6 +190,8 @@ pub(crate) struct Engine {
     lines: Vec<Arc<Line>>,
     has_thread: bool,
     jobs: SpinLock<VecDeque<Job>>,
+    /// Those that post receive requests: before any request is sent that was posted after them.
+    receives: SpinLock<VecDeque<Job>>,
     waiting: AtomicUsize,
     thread: OnceLock<Thread>,
     asleep: AtomicBool,
@@ -202,6 +206,7 @@ impl Engine {
             lines: (0..count).map(|_| Line::new(host, by_thread)).collect::<Result<_>>()?,
             has_thread: by_thread,
             jobs: SpinLock::new(VecDeque::with_capacity(256)),
+            receives: SpinLock::new(VecDeque::with_capacity(256)),
             waiting: AtomicUsize::new(0),
             thread: OnceLock::new(),
             asleep: AtomicBool::new(false),
@@ -224,11 +229,25 @@ impl Engine {
 
     /// Leaves work for the driver's thread. Never sleeps.
     pub(crate) fn submit(&self, job: Job) {
-        let mut jobs = self.jobs.lock();
-        jobs.push_back(job);
-        self.waiting.store(jobs.len(), Ordering::Relaxed);
-        drop(jobs);
+        match job {
+            Job::PostReceives(_) | Job::PostShared(_) => self.receives.lock().push_back(job),
+            _ => self.jobs.lock().push_back(job),
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         self.wake();
+    }
+
+    /// The driver's thread: posts all receive requests that were left for it.
+    pub(crate) fn post_receives(&self) {
+        loop {
+            let job = self.receives.lock().pop_front();
+            match job {
+                Some(Job::PostReceives(qp)) => qp.post_receives(),
+                Some(Job::PostShared(srq)) => srq.post_new(),
+                _ => return,
+            }
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Pairs with the fence before the thread sleeps.
@@ -246,9 +265,8 @@ impl Engine {
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let mut jobs = self.jobs.lock();
-        let job = jobs.pop_front();
-        self.waiting.store(jobs.len(), Ordering::Relaxed);
+        let job = self.receives.lock().pop_front().or_else(|| self.jobs.lock().pop_front());
+        self.waiting.fetch_sub(usize::from(job.is_some()), Ordering::Relaxed);
         job
     }
 
@@ -275,6 +293,7 @@ impl Engine {
                     Job::MakeAh(path) => path.make(cx),
                     Job::Fail(qp) => qp.fail(cx),
                     Job::Post(qp) => qp.post_staged(cx),
+                    Job::PostReceives(qp) => qp.post_receives(),
                     Job::PostShared(srq) => srq.post_new(),
                 }
             }

@@ -60,6 +60,10 @@ pub(crate) struct Qp {
     /// What the thread has taken off the stage and could not post yet.
     held: Mutex<VecDeque<Box<Staged>>>,
     queued: AtomicBool,
+    /// The same for receive requests.
+    receives_queued: AtomicBool,
+    /// Held while the driver's thread posts receive requests.
+    receiving: Mutex<()>,
     state: AtomicU8,
     attr: Mutex<QpAttr>,
     /// It was moved to ERR while the tenant was stopped.
@@ -150,6 +154,8 @@ impl Qp {
             stage,
             held: Mutex::default(),
             queued: AtomicBool::new(false),
+            receives_queued: AtomicBool::new(false),
+            receiving: Mutex::new(()),
             state: AtomicU8::new(QpState::Reset.code()),
             attr: Mutex::new(QpAttr::default()),
             cut: AtomicBool::new(false),
@@ -237,7 +243,22 @@ impl Qp {
 
     /// Sees to new receive requests. Never sleeps.
     fn look(&self) {
-        if self.stage.is_some() { self.call_thread() } else { self.post_new() }
+        if self.stage.is_some() { self.call_for_receives() } else { self.post_new() }
+    }
+
+    fn call_for_receives(&self) {
+        if !self.receives_queued.swap(true, Ordering::AcqRel)
+            && let Some(this) = self.this.upgrade()
+        {
+            self.context.hca().engine.submit(Job::PostReceives(this));
+        }
+    }
+
+    /// The driver's thread: posts new receive requests.
+    pub(crate) fn post_receives(&self) {
+        self.receives_queued.swap(false, Ordering::AcqRel);
+        let _receiving = lock(&self.receiving);
+        self.post_new();
     }
 
     /// Moves the QP to ERR, and says that it failed. May sleep.
@@ -381,6 +402,7 @@ impl Qp {
         self.feed.iter().for_each(|feed| feed.queue().end_life());
         rcu::synchronize(cx);
         let mut held = lock(&self.held);
+        let _receiving = lock(&self.receiving);
         if let Some(stage) = &self.stage {
             held.drain(..).for_each(|staged| stage.give_back(staged));
             while let Some(staged) = stage.pop() {
@@ -399,7 +421,7 @@ struct Again(Weak<Qp>);
 impl SendReady for Again {
     fn send_ready(&self) {
         if let Some(qp) = self.0.upgrade() {
-            qp.call_thread();
+            qp.call_for_receives();
         }
     }
 }
@@ -465,6 +487,7 @@ impl QpDriver for Qp {
     fn destroy(&self, cx: &MaySleep) -> Result<()> {
         let host = {
             let _held = lock(&self.held);
+            let _receiving = lock(&self.receiving);
             let fast = self.fast.lock().take();
             drop(fast);
             lock(&self.host).take().ok_or(Error::Gone)?

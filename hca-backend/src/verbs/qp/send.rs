@@ -175,12 +175,13 @@ impl Qp {
         // Held so that `destroy` and RESET wait.
         let mut held = lock(&self.held);
         let Ok(host) = self.host() else { return };
-        self.post_new();
         let Some(stage) = &self.stage else { return };
         let before = held.len();
         while let Some(staged) = stage.pop() {
             held.push_back(staged);
         }
+        // What was there to receive before these were staged is there before they are sent.
+        self.context.hca().engine.post_receives();
         let had = held.len() > before || before > 0;
         while !held.is_empty() {
             let count = held.len().min(CHAIN);
