@@ -16,6 +16,8 @@ use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, SocketConfig, WorkerC
 pub const DEPTH: u64 = 256;
 /// Slots of the completion queues.
 const CQ_ENTRIES: u32 = 1024;
+/// Memory of the third VM.
+const NEIGHBOUR: u64 = 64 << 20;
 /// How long the worker polls before it sleeps.
 pub const POLL: Duration = Duration::from_micros(50);
 
@@ -63,12 +65,14 @@ pub struct Region {
     pub mr: Mr,
 }
 
-/// A daemon and two VMs.
+/// A daemon and two VMs, and perhaps a third one beside them.
 pub struct Pair {
     /// One.
     pub a: Guest,
     /// The other.
     pub b: Guest,
+    /// Their neighbour.
+    pub neighbour: Option<Guest>,
     daemon: Option<Daemon>,
     cx: MaySleep,
     _sockets: tempfile::TempDir,
@@ -88,7 +92,7 @@ impl Pair {
                     &DaemonConfig { workers, hcas: Vec::new(), wire: Default::default() },
                 )?)
             },
-            memory,
+            &[memory[0], memory[1], NEIGHBOUR],
         )
     }
 
@@ -98,15 +102,15 @@ impl Pair {
     /// As `start`.
     pub fn stepped(memory: [u64; 2]) -> Result<(Self, Loop)> {
         let (workers, turns) = Workers::stepped()?;
-        Ok((Self::with(|cx| Ok(Daemon::with_workers(cx, workers)?), memory)?, turns))
+        Ok((Self::with(|cx| Ok(Daemon::with_workers(cx, workers)?), &memory)?, turns))
     }
 
-    fn with(start: impl FnOnce(&MaySleep) -> Result<Daemon>, memory: [u64; 2]) -> Result<Self> {
+    fn with(start: impl FnOnce(&MaySleep) -> Result<Daemon>, memory: &[u64]) -> Result<Self> {
         let cx = MaySleep::claim().context("a pair has been started in this thread before")?;
         let mut daemon = start(&cx)?;
         let sockets = tempfile::tempdir()?;
         let mut guests = Vec::new();
-        for (n, memory) in memory.into_iter().enumerate() {
+        for (n, memory) in memory.iter().enumerate() {
             let path = sockets.path().join(format!("{n}.sock"));
             let device = DeviceConfig {
                 name: format!("vm{n}"),
@@ -116,10 +120,11 @@ impl Pair {
                 hca: None,
             };
             daemon.add_device(&cx, SocketConfig::new(path.clone(), device))?;
-            guests.push(Guest::new(&path, memory)?);
+            guests.push(Guest::new(&path, *memory)?);
         }
-        let [a, b] = <[Guest; 2]>::try_from(guests).ok().context("two VMs")?;
-        Ok(Self { a, b, daemon: Some(daemon), cx, _sockets: sockets })
+        let mut guests = guests.into_iter();
+        let (a, b) = (guests.next().context("a VM")?, guests.next().context("a second VM")?);
+        Ok(Self { a, b, neighbour: guests.next(), daemon: Some(daemon), cx, _sockets: sockets })
     }
 
     /// A connection with CQs of its own.
@@ -150,6 +155,7 @@ impl Drop for Pair {
     fn drop(&mut self) {
         self.a.vm.disconnect();
         self.b.vm.disconnect();
+        self.neighbour.iter().for_each(|guest| guest.vm.disconnect());
         if let Some(daemon) = self.daemon.take() {
             daemon.stop(&self.cx);
         }

@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use front_end::{Driver, Mr, SendWr, Wc};
+use front_end::{Driver, Mr, QpOptions, RcOptions, SendWr, Wc, connect_rc};
 
-use crate::pair::{Connection, DEPTH, POLL, Region};
+use crate::pair::{Connection, DEPTH, Guest, POLL, Region};
 use crate::sys;
 
 /// Ends a wait that takes too long.
@@ -108,6 +108,8 @@ pub struct Stream {
     pub batch: u64,
     /// One completion for so many.
     pub signal_every: u64,
+    /// Called once a batch.
+    pub between: Option<Box<dyn FnMut()>>,
     next: u64,
 }
 
@@ -125,6 +127,7 @@ impl Stream {
             depth: DEPTH,
             batch: 16,
             signal_every: 1,
+            between: None,
             next: 0,
         }
     }
@@ -156,6 +159,9 @@ impl Stream {
                 }
                 a.qp.ring_send();
                 self.next += batch;
+                if let Some(between) = &mut self.between {
+                    between();
+                }
             }
             match a.cq.poll(&mut wcs) {
                 0 => patience.spin("a completion")?,
@@ -167,6 +173,46 @@ impl Stream {
         }
         Ok(begin.elapsed())
     }
+}
+
+/// A guest that rages: rings every bell it has, real ones and others, flips phases and indices, and
+/// scribbles on the words that are the device's, with so many stores at a time. The harmless one's
+/// stores go elsewhere.
+///
+/// # Errors
+/// What the device answers while the guest still behaves.
+pub fn rage(guest: &Guest, harmless: bool, stores: usize) -> Result<Box<dyn FnMut()>> {
+    let options = QpOptions { sq_entries: 64, rq_entries: 64, ..QpOptions::default() };
+    let cq = guest.driver.create_cq(64, 0)?;
+    let mut qps = Vec::new();
+    for _ in 0..4 {
+        let make = || guest.driver.create_qp(&guest.pd, &cq, &cq, &options);
+        let (mut one, mut other) = (make()?, make()?);
+        connect_rc(&mut one, &mut other, &RcOptions::default())?;
+        qps.extend([one, other]);
+    }
+    let plain = guest.driver.memory().alloc_contiguous(64 << 10)?;
+    let mut random = 0x1234_5678_9abc_def1_u64;
+    Ok(Box::new(move || {
+        for n in 0..stores {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let target = match n % 4 {
+                0 => qps[0].uar_slot().0.buffer(),
+                1 => cq.buffer(),
+                _ => qps[random as usize % qps.len()].buffer(),
+            };
+            let at = (random >> 32) as usize % (target.len() / 8) * 8;
+            match (harmless, n % 8) {
+                (true, _) => plain.store_u64(at % plain.len(), random),
+                // The summary of the bits: whatever there are, they are to be looked for.
+                (false, 0) => target.store_u64(0, u64::MAX),
+                (false, 4) => target.store_u64(at, u64::MAX),
+                (false, _) => target.store_u64(at, random),
+            }
+        }
+    }))
 }
 
 /// SENDs into receive WQEs that are posted as fast.

@@ -174,7 +174,6 @@ impl QpPath {
     pub fn open(&self) {
         self.rings.open.store(true, Ordering::Release);
         self.rings.set_recv_mode(!self.rings.recv_doorbell.load(Ordering::Relaxed));
-        self.attend();
     }
 
     /// No turn that begins after this reads the rings. The caller then waits for the turns that have

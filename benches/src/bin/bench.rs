@@ -14,7 +14,7 @@ use benches::pair::{Connection, Pair, Region};
 use benches::setup;
 use benches::stage::{Quiet, Stage};
 use benches::table::{self, Goal, Line, Measure, Row};
-use benches::work::{Asleep, Dirty, Latency, Messages, Stream};
+use benches::work::{self, Asleep, Dirty, Latency, Messages, Stream};
 use clap::Parser;
 
 /// Measures the device through the native front end, beside the limits of the machine.
@@ -203,6 +203,18 @@ fn rows<'r>(pair: &Pair, stage: &'r Stage, kicked: &Rc<RefCell<Kicked>>) -> Resu
     let (from, to) = (pair.a.register(4096)?.mr, pair.b.register(4096)?.mr);
     let mut messages = Messages { connection: pair.connect()?, from, to, len: 64, batch: 16 };
     row("64 B SEND/RECV", Measure::new(move |n| messages.run(n)), None, Goal::AtLeast("pp", 0.5));
+
+    if let Some(neighbour) = &pair.neighbour {
+        let (mut beside, mut alone) = (stream(pair, 64)?, stream(pair, 64)?);
+        beside.between = Some(work::rage(neighbour, false, 16)?);
+        alone.between = Some(work::rage(neighbour, true, 16)?);
+        row(
+            "64 B WRITEs beside a VM that rages",
+            Measure::new(move |n| beside.run(n)),
+            Some(Measure::new(move |n| alone.run(n))),
+            Goal::AtLeast("the same without", 0.9),
+        );
+    }
 
     for (name, len, batch, goal) in [
         ("64 KB WRITE, window 16, hot", 64 << 10, 1, 0.9),

@@ -148,8 +148,14 @@ impl Call<'_> {
         let modified = path.qp().modify(cx, &attr, mask);
         match (&modified, to_reset) {
             (Ok(()), true) => path.reset(),
-            // What was posted in a state that did not take it, or must be flushed now, is looked at.
             _ => path.open(),
+        }
+        // What was posted in a state that did not take it, or must be flushed now, is looked at. In INIT
+        // and RTR there is nothing to be sent.
+        let stays = mask.contains(QpAttrMask::STATE)
+            && matches!(attr.state, QpState::Init | QpState::Rtr | QpState::Reset);
+        if modified.is_err() || !stays {
+            path.attend();
         }
         modified.map(|()| Vec::new()).map_err(|e| {
             log::debug!("QP {:#x}: {e}", request.qpn.get());
