@@ -5,7 +5,8 @@
 #
 #   interop.sh programs [MTU…]   ibv_*_pingpong and perftest
 #   interop.sh verifier [MTU…]   every byte of SEND, WRITE and READ
-#   interop.sh cm                the connection manager
+#   interop.sh cm                the connection manager (rping)
+#   interop.sh cm-perftest       perftest by the connection manager
 #   interop.sh loss              what must be right also when frames are lost
 set -euo pipefail
 source ./rdma.sh
@@ -79,28 +80,29 @@ verify() {
     verifier --device "$device" "$@" "${peer[@]}" || failed=1
 }
 
-# The server listens for the connection manager, not for TCP: the client tries until it answers.
+# cm NAME SERVER-COMMAND CLIENT-COMMAND: for programs that meet by the connection manager.
 cm() {
-    local name=$1 status=0 address=ADDR_$SERVER
-    shift
+    local name=$1-$SERVER server=$2 client=$3 status=0 pid
     if [[ $GUEST_INDEX == "$SERVER" ]]; then
-        timeout 90 "$@" > /tmp/output 2>&1 &
-        local server=$!
-        sleep 1
-        lab-barrier "$name-$SERVER-start"
-        wait "$server" || status=$?
+        # shellcheck disable=SC2086 # these are words
+        timeout 90 $server > /tmp/output 2>&1 &
+        pid=$!
+        wait_cm_listening "$pid" || true
+        lab-barrier "$name-start"
+        wait "$pid" || status=$?
     else
-        lab-barrier "$name-$SERVER-start"
-        timeout 90 "${@/-s/-c}" > /tmp/output 2>&1 || status=$?
+        lab-barrier "$name-start"
+        # shellcheck disable=SC2086
+        timeout 90 $client > /tmp/output 2>&1 || status=$?
     fi
     if [[ $status != 0 ]]; then
-        echo "FAILED ($status) with guest $SERVER as server: $*"
+        echo "FAILED ($status) with guest $SERVER as server: $server"
         tail -n 12 /tmp/output
         failed=1
     else
-        echo "ok, guest $SERVER as server: $*"
+        echo "ok, guest $SERVER as server: $server"
     fi
-    lab-barrier "$name-$SERVER-end"
+    lab-barrier "$name-end"
 }
 
 for SERVER in 0 1; do
@@ -120,7 +122,10 @@ for SERVER in 0 1; do
             ;;
         cm)
             address=ADDR_$SERVER
-            cm rping rping -s -V -C 10 -a "${!address}"
+            address=${!address}
+            cm rping "rping -s -V -C 10 -a $address" "rping -c -V -C 10 -a $address"
+            ;;
+        cm-perftest)
             try write-cm ib_write_bw -F -R -d "$device" -n 100 -s 4096
             try send-cm ib_send_lat -F -R -d "$device" -n 50 -s 100
             ;;
