@@ -15,9 +15,9 @@ use std::time::Instant;
 use hca_backend::soft::{Config, Limits, SoftHca};
 use midlayer::{CAP, Stage, memory, send};
 use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask as M};
-use rdma_midlayer::driver::{MalformedWqe, Notify, Waker};
-use rdma_midlayer::types::{Access, Gid, QpState, QpType, WcStatus, WrOpcode};
-use rdma_midlayer::work::{RecvWr, SendData, SendWr, Sge, WorkCompletion};
+use rdma_midlayer::driver::{FmrAttr, MalformedWqe, Notify, Waker};
+use rdma_midlayer::types::{Access, Gid, MwType, QpState, QpType, WcStatus, WrOpcode};
+use rdma_midlayer::work::{MwBind, RecvWr, SendData, SendWr, Sge, WorkCompletion};
 use rdma_midlayer::{ContextSpec, CqSpec, MaySleep, Qp, QpSpec, RunQueue, SrqSpec};
 use trap::trapped;
 
@@ -237,4 +237,81 @@ fn address_handles_datagrams_and_shared_queues_make_no_call_that_may_block() {
     pd.dealloc(&cx).unwrap();
     context.dealloc(&cx).unwrap();
     stage.end(&cx);
+}
+
+#[test]
+fn windows_and_fast_memory_regions_make_no_call_that_may_block() {
+    const FMRS: usize = 128;
+    const MAPS: u32 = 250;
+    let cx = MaySleep::claim().unwrap();
+    let hca = Arc::new(SoftHca::new(Config {
+        name: "soft0".into(),
+        pollers: 1,
+        limits: Limits::default(),
+        ..Config::default()
+    }));
+    let (stage, context, pd) = Stage::open(&cx, hca);
+    let pollers = stage.device.pollers();
+    context.add_gid(&cx, 0, &GidEntry { gid: GID, mac: [2; 6], vlan: None }).unwrap();
+    let cq = context.create_cq(&cx, CqSpec { cqe: 4096, ..CqSpec::default() }).unwrap();
+    let [a, b] = [0, 1].map(|_| pd.create_qp(&cx, QpSpec::new(QpType::Rc, &cq, CAP)).unwrap());
+    connect(&cx, &a, &b);
+    connect(&cx, &b, &a);
+    let rights = Access::LOCAL_WRITE | Access::MW_BIND;
+    let mr = pd.reg_mr(&cx, memory(0x1000, 4096), rights).unwrap();
+    let mw = pd.alloc_mw(&cx, MwType::Type1).unwrap();
+    let attr = FmrAttr { max_pages: 4, max_maps: MAPS, page_shift: 12 };
+    let fmrs: Vec<_> =
+        (0..FMRS).map(|_| pd.alloc_fmr(&cx, attr, Access::REMOTE_READ).unwrap()).collect();
+    let pages = Arc::new(memory(0, 4096));
+    let (bound, mapped) = (AtomicU64::new(0), AtomicU64::new(0));
+    let once = || {
+        let mut wcs = Vec::with_capacity(32);
+        let bind = MwBind {
+            rkey: mw.rkey(),
+            lkey: mr.lkey(),
+            addr: 0x1000,
+            length: 64,
+            access: Access::REMOTE_READ,
+        };
+        // The queue may be full of the others' requests.
+        let _ = mw.bind_mw(&a, 1, 0, &bind);
+        let n = mapped.fetch_add(1, SeqCst);
+        fmrs[n as usize % FMRS].map_phys_fmr(pages.clone()).unwrap();
+        while cq.poll_cq(&mut wcs, 32).unwrap() == 32 {}
+        let done = wcs.iter().inspect(|wc| assert_eq!(wc.status, WcStatus::Success));
+        bound.fetch_add(done.count() as u64, SeqCst);
+    };
+    let stop = AtomicBool::new(false);
+    let calls = thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                // No more than the FMRs can be mapped.
+                for _ in 0..10_000 {
+                    if stop.load(SeqCst) {
+                        break;
+                    }
+                    once();
+                }
+            });
+        }
+        let work = || {
+            once();
+            pollers.iter().for_each(|poller| {
+                poller.poll(Instant::now(), 8);
+            });
+        };
+        let calls = trapped(work, |()| (0..3000).for_each(|_| work()));
+        stop.store(true, SeqCst);
+        calls
+    });
+    assert_eq!(calls, []);
+    assert!(bound.load(SeqCst) > 0);
+    fmrs.iter().for_each(|fmr| fmr.dealloc(&cx).unwrap());
+    a.destroy(&cx).unwrap();
+    b.destroy(&cx).unwrap();
+    mw.dealloc(&cx).unwrap();
+    mr.dereg(&cx).unwrap();
+    cq.destroy(&cx).unwrap();
+    stage.close(&cx, context, pd);
 }

@@ -15,7 +15,7 @@ use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::{Context, Pd};
 use super::numbers::{NumberPool, Reuse};
-use super::rebind::{BindFault, Draining, Found, Kind, Part, Rebind, User, new_generation};
+use super::rebind::{BindFault, Draining, Found, Kind, Part, Rebind, Used, User, new_generation};
 
 /// Low bits of a key that can't be guessed from other keys; the number is above them.
 const RANDOM_BITS: u32 = 12;
@@ -50,11 +50,11 @@ pub(crate) enum Held<'g> {
     /// Of a plain MR.
     Plain(&'g UserMemory),
     /// Counted.
-    Counted(Arc<UserMemory>),
+    Counted(Used),
     /// Through a window, which is counted.
     Window(&'g UserMemory, #[allow(dead_code, reason = "counts the user")] Arc<Part>),
     /// Through a window, both counted.
-    CountedWindow(Arc<UserMemory>, #[allow(dead_code, reason = "counts the user")] Arc<Part>),
+    CountedWindow(Used, #[allow(dead_code, reason = "counts the user")] Arc<Part>),
 }
 
 impl std::ops::Deref for Held<'_> {

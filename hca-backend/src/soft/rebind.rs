@@ -52,6 +52,9 @@ struct State {
     ended: bool,
 }
 
+/// Memory behind a key, counted by those who use it through the key: whoever gave it may go on holding it.
+pub(crate) type Used = Arc<Arc<UserMemory>>;
+
 /// What a key shows.
 struct Bound {
     access: Access,
@@ -62,7 +65,7 @@ struct Bound {
 }
 
 enum Shows {
-    Memory(Arc<UserMemory>),
+    Memory(Used),
     Part(Arc<Part>),
 }
 
@@ -82,14 +85,14 @@ pub(crate) struct Part {
 
 /// What a look-up found: its user while it lives.
 pub(crate) enum Found {
-    Memory(Arc<UserMemory>),
+    Memory(Used),
     /// The part, and the address in the MR.
     Part(Arc<Part>, u64),
 }
 
 /// What is no longer behind a key, while somebody may still be using it.
 pub(crate) enum Draining {
-    Memory(Arc<UserMemory>),
+    Memory(Used),
     Part(Arc<Part>),
 }
 
@@ -198,6 +201,8 @@ impl Rebind {
         access: Access,
         memory: Arc<UserMemory>,
     ) -> Result<(), BindFault> {
+        // Allocated outside the lock, here and below.
+        let memory = Arc::new(memory);
         let mut state = self.state.lock();
         if self.kind != Kind::Fast || state.bound.is_some() || state.ended {
             return Err(BindFault);
@@ -222,7 +227,6 @@ impl Rebind {
         by: u64,
     ) -> Result<Option<Draining>, BindFault> {
         let Kind::Window(mw_type) = self.kind else { return Err(BindFault) };
-        // Allocated outside the lock.
         let part = part.map(Arc::new);
         let mut state = self.state.lock();
         let type2 = mw_type == MwType::Type2;
@@ -261,6 +265,7 @@ impl Rebind {
 
     /// Puts memory behind the next key of an FMR. What was there before is the answer. Never sleeps.
     pub(crate) fn map(&self, access: Access, memory: Arc<UserMemory>) -> Option<Draining> {
+        let memory = Arc::new(memory);
         let mut state = self.state.lock();
         state.tag = state.tag.wrapping_add(1) & TAG_MASK;
         let new = Bound {
