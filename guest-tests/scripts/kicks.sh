@@ -15,6 +15,7 @@ interrupts=$(($(counter "$RDMA_DEVICE" cq_interrupts) - interrupts))
 echo "$sent messages, $kicks kicks, $interrupts interrupts"
 if [[ $GUEST_INDEX == 1 ]]; then
     ((sent >= 20000)) || { echo "too few messages were counted"; exit 1; }
-    ((kicks * 20 < sent)) || { echo "too many kicks"; exit 1; }
+    # A handful on a quiet machine; one for each pause that a busy one makes the sender take.
+    ((kicks * 4 < sent)) || { echo "too many kicks"; exit 1; }
     ((interrupts == 0)) || { echo "interrupts without an armed CQ"; exit 1; }
 fi
