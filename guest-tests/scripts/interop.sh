@@ -118,7 +118,7 @@ cm() {
 }
 
 # cm_perftest NAME COMMAND: perftest's server listens anew for the connection that it measures; a client
-# that comes before it does is refused, and gives up. So there are some attempts.
+# that comes before it does is refused, and gives up, between two rxe as well. So there are some attempts.
 cm_perftest() {
     local name=$1 command=$2 address=ADDR_$SERVER try status verdict
     for try in 1 2 3 4 5 6; do
