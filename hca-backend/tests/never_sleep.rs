@@ -55,6 +55,24 @@ fn connect(cx: &MaySleep, qp: &Qp, peer: &Qp) {
     }
 }
 
+/// Runs `once` on the trapped thread, which alone polls, and on two others, `most` times each at the most.
+/// Answers the calls that were trapped.
+fn contended(most: usize, once: impl Fn() + Sync, poll: impl Fn() + Sync) -> Vec<i64> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..most).take_while(|_| !stop.load(SeqCst)).for_each(|_| once()));
+        }
+        let work = || {
+            once();
+            poll();
+        };
+        let calls = trapped(work, |()| (0..3000).for_each(|_| work()));
+        stop.store(true, SeqCst);
+        calls
+    })
+}
+
 #[test]
 fn the_data_path_of_the_soft_hca_makes_no_call_that_may_block() {
     let cx = MaySleep::claim().unwrap();
@@ -108,26 +126,11 @@ fn the_data_path_of_the_soft_hca_makes_no_call_that_may_block() {
         while cq.poll_cq(&mut wcs, 32).unwrap() == 32 {}
         done.fetch_add(wcs.len() as u64, SeqCst);
     };
-    let stop = AtomicBool::new(false);
-    let calls = thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(SeqCst) {
-                    once();
-                }
-            });
-        }
-        let work = || {
-            once();
-            // One thread polls: this one. Handlers run after the verbs have returned.
-            pollers.iter().for_each(|poller| {
-                poller.poll(Instant::now(), 8);
-            });
-            queue.drain(8);
-        };
-        let calls = trapped(work, |()| (0..3000).for_each(|_| work()));
-        stop.store(true, SeqCst);
-        calls
+    let calls = contended(usize::MAX, once, || {
+        pollers.iter().for_each(|poller| {
+            poller.poll(Instant::now(), 8);
+        });
+        queue.drain(8);
     });
     assert_eq!(calls, []);
     assert!(done.load(SeqCst) > 1000, "only {} completions", done.load(SeqCst));
@@ -207,24 +210,10 @@ fn address_handles_datagrams_and_shared_queues_make_no_call_that_may_block() {
         let came = |wc: &&WorkCompletion| wc.opcode.is_recv() && wc.status == WcStatus::Success;
         received.fetch_add(wcs.iter().filter(came).count() as u64, SeqCst);
     };
-    let stop = AtomicBool::new(false);
-    let calls = thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(SeqCst) {
-                    once();
-                }
-            });
-        }
-        let work = || {
-            once();
-            pollers.iter().for_each(|poller| {
-                poller.poll(Instant::now(), 8);
-            });
-        };
-        let calls = trapped(work, |()| (0..3000).for_each(|_| work()));
-        stop.store(true, SeqCst);
-        calls
+    let calls = contended(usize::MAX, once, || {
+        pollers.iter().for_each(|poller| {
+            poller.poll(Instant::now(), 8);
+        });
     });
     assert_eq!(calls, []);
     assert!(received.load(SeqCst) > 100, "only {} datagrams", received.load(SeqCst));
@@ -282,28 +271,11 @@ fn windows_and_fast_memory_regions_make_no_call_that_may_block() {
         let done = wcs.iter().inspect(|wc| assert_eq!(wc.status, WcStatus::Success));
         bound.fetch_add(done.count() as u64, SeqCst);
     };
-    let stop = AtomicBool::new(false);
-    let calls = thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                // No more than the FMRs can be mapped.
-                for _ in 0..10_000 {
-                    if stop.load(SeqCst) {
-                        break;
-                    }
-                    once();
-                }
-            });
-        }
-        let work = || {
-            once();
-            pollers.iter().for_each(|poller| {
-                poller.poll(Instant::now(), 8);
-            });
-        };
-        let calls = trapped(work, |()| (0..3000).for_each(|_| work()));
-        stop.store(true, SeqCst);
-        calls
+    // No more than the FMRs can be mapped.
+    let calls = contended(10_000, once, || {
+        pollers.iter().for_each(|poller| {
+            poller.poll(Instant::now(), 8);
+        });
     });
     assert_eq!(calls, []);
     assert!(bound.load(SeqCst) > 0);
