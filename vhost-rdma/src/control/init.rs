@@ -131,7 +131,9 @@ impl Call<'_> {
         let cx = self.cx;
         let session = self.session()?;
         let uar = session.uars.get(&number).ok_or(NO_OBJECT)?;
-        if session.qps.values().any(|qp| Arc::ptr_eq(&qp.uar, uar)) {
+        let in_use = session.qps.values().any(|qp| Arc::ptr_eq(&qp.uar, uar))
+            || session.srqs.values().any(|srq| Arc::ptr_eq(&srq.uar, uar));
+        if in_use {
             return Err(BUSY);
         }
         session.uars.remove(&number);

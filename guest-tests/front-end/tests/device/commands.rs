@@ -63,6 +63,9 @@ fn what_is_in_use_is_not_destroyed() -> TestResult {
     refused(driver.destroy_uar(&uar), Status::Busy);
     driver.destroy_qp(&qp)?;
     driver.destroy_uar(&uar)?;
+    let srq = driver.create_srq(&pd, 16, 1, 0)?;
+    refused(driver.destroy_uar(&driver.own_uar()?), Status::Busy);
+    driver.destroy_srq(&srq)?;
     driver.destroy_cq(&send_cq)?;
     driver.destroy_cq(&recv_cq)?;
     driver.dealloc_pd(&pd)?;
