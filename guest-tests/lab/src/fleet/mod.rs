@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guests together: everything they need is built, the daemon is started, they boot, all scripts
-//! start at once, barriers are kept, output is collected. How one guest is started is in `guest`.
+//! Guests together: everything they need is built, the daemon is started, they boot. What goes into
+//! their RAM disks is in `contents`, the course of a run in `run`, how one guest is started in `guest`.
+
+mod contents;
+mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::cache::Cache;
-use crate::command::{TAIL_LINES, tail};
 use crate::daemon::{Daemon, Service};
 use crate::guest::qemu::{self, Machine};
-use crate::guest::{Guest, Kind, Said, Wiring, ramdisk, uml};
+use crate::guest::{Guest, Kind, Said, Wiring, uml};
 use crate::guest_root::{GuestRoot, guest_root};
 use crate::host_side::{self, HostSide};
 use crate::kernels::{self, Kernel, Release};
@@ -25,10 +27,7 @@ use crate::network;
 use crate::programs::{self, Module, ModuleFor};
 use crate::progress;
 
-/// How long the others may go on when a guest's script has failed.
-const GRACE: Duration = Duration::from_secs(15);
-/// How often a wait for guests looks whether the daemon still runs.
-const LOOK: Duration = Duration::from_millis(500);
+use run::{BootFailed, Run, State};
 
 /// Virtual processors of a guest, unless told otherwise.
 pub const DEFAULT_PROCESSORS: u32 = 2;
@@ -159,18 +158,6 @@ impl Outcome {
         self.statuses.iter().all(|status| *status == 0)
     }
 }
-
-/// A boot that did not come to its end: worth one more try under emulation.
-#[derive(Debug)]
-struct BootFailed(String);
-
-impl std::fmt::Display for BootFailed {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for BootFailed {}
 
 impl Parts {
     /// Builds, or finds in the cache, what guests of this shape need.
@@ -416,124 +403,6 @@ impl Parts {
             _ => nested::OUTER_MEMORY_MIB,
         }
     }
-
-    /// Packs the RAM disk of a guest, with those of the guests inside of it, and returns its place.
-    fn write_ramdisk(
-        &self,
-        folder: &Path,
-        index: usize,
-        job: Option<&Job>,
-        terminal: bool,
-        inner: &[PathBuf],
-    ) -> Result<PathBuf> {
-        let image = folder.join(format!("ramdisk{index}"));
-        let mut contents = self.ramdisk(index, job, terminal)?;
-        contents.files.extend(named(inner));
-        fs::write(&image, ramdisk::pack(&contents)?)?;
-        Ok(image)
-    }
-
-    fn ramdisk(
-        &self,
-        index: usize,
-        job: Option<&Job>,
-        terminal: bool,
-    ) -> Result<ramdisk::Contents> {
-        let count = self.shape.guests;
-        let mut settings: Vec<(String, String)> = Vec::new();
-        let mut set = |key: &str, value: String| settings.push((key.to_owned(), value));
-        set("index", index.to_string());
-        set("address", network::address(index));
-        set("mtu", network::MTU.to_string());
-        // Hosts of guests give them the device, and have none.
-        let has_device = self.shape.rdma
-            && index >= self.shape.outside
-            && (self.shape.hosts == 0 || self.shape.is_inner(index));
-        set("rdma", if has_device { "yes" } else { "no" }.to_owned());
-        set("env.GUEST_INDEX", index.to_string());
-        set("env.GUEST_COUNT", count.to_string());
-        set("env.GUEST_KIND", self.shape.kind.to_string());
-        set("env.ADDR", network::address(index));
-        let others = (1..count).map(|step| network::address((index + step) % count));
-        set("env.PEER_ADDRS", others.collect::<Vec<_>>().join(" "));
-        set("env.PEER_ADDR", network::address((index + 1) % count));
-        for other in 0..count {
-            set(&format!("env.ADDR_{other}"), network::address(other));
-        }
-        if self.shape.hosts > 0 {
-            set("env.GUEST_LEVEL", if self.shape.is_inner(index) { "2" } else { "1" }.to_owned());
-            set("env.INNER_MEMORY_MIB", nested::INNER_MEMORY_MIB.to_string());
-            set("env.INNER_KERNEL_ARGUMENTS", qemu::kernel_arguments(false));
-            for other in self.shape.hosts..count {
-                set(&format!("env.MAC_{other}"), network::mac_text(network::mac(other)));
-            }
-        }
-        let mut boot_modules = Vec::new();
-        match &self.engine {
-            Engine::Qemu { kernel, .. } => {
-                for optional in qemu::OPTIONAL_BOOT_MODULES {
-                    boot_modules.extend(kernel.modules_in_order(&[optional]).unwrap_or_default());
-                }
-                boot_modules.extend(kernel.modules_in_order(qemu::BOOT_MODULES)?);
-                set("channel", format!("virtio:{}", qemu::LINE));
-                set("netdev", "eth0".to_owned());
-                if terminal {
-                    set("terminal", "/dev/ttyS0".to_owned());
-                }
-            }
-            Engine::Uml { .. } => {
-                set("root.directory", self.root.directory.display().to_string());
-                set("channel", uml::LINE.to_owned());
-                set("netdev", uml::NETDEV.to_owned());
-                // perftest wants a "cpu MHz" line, which UML's own file lacks.
-                set("cpuinfo", "/lab/files/cpuinfo".to_owned());
-                if terminal {
-                    set("terminal", "/dev/tty0".to_owned());
-                }
-            }
-        }
-        if terminal {
-            set("env.TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned()));
-        }
-        let mut files = named(job.map_or(&[][..], |job| &job.files));
-        files.push((PathBuf::from("/proc/cpuinfo"), "cpuinfo".to_owned()));
-        if let Some(module) = &self.module {
-            files.push((module.self_test.clone(), "rdma_selftest.ko".to_owned()));
-            files.push((module.hold.clone(), "rdma_hold.ko".to_owned()));
-            files.push((module.hostile.clone(), "uverbs_hostile".to_owned()));
-        }
-        let mut commands = vec![(self.verifier.clone(), "verifier".to_owned())];
-        if index < self.shape.hosts {
-            commands.extend(self.daemon.clone().map(|it| (it, "vhost-rdma".to_owned())));
-            commands.extend(self.ctl.clone().map(|it| (it, "vhost-rdma-ctl".to_owned())));
-        }
-        let script = match job {
-            Some(job) if !terminal => Some((job.script.clone(), job.arguments.clone())),
-            _ if !terminal => Some((b"#!/bin/sh\nexec sleep infinity\n".to_vec(), Vec::new())),
-            _ => None,
-        };
-        Ok(ramdisk::Contents {
-            settings,
-            agent: self.agent.clone(),
-            boot_modules,
-            modules: self
-                .module
-                .iter()
-                .filter(|_| has_device)
-                .map(|module| module.driver.clone())
-                .collect(),
-            script,
-            files,
-            overlay: self.provider.clone(),
-            commands,
-        })
-    }
-}
-
-/// Host paths with their file names.
-fn named(paths: &[PathBuf]) -> Vec<(PathBuf, String)> {
-    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    paths.iter().map(|path| (path.clone(), name(path))).collect()
 }
 
 /// A folder for one run's sockets, consoles and logs; short-named, for Unix sockets' sake.
@@ -568,182 +437,5 @@ impl RunFolder {
             return BootFailed(format!("{error:#}(logs: {})", self.keep_path())).into();
         }
         error.context(format!("the run failed; its logs are in {}", self.keep_path()))
-    }
-}
-
-enum State {
-    Booting,
-    Ready,
-    Running,
-    Ended(i32),
-}
-
-impl State {
-    fn status(&self) -> i32 {
-        match self {
-            Self::Ended(status) => *status,
-            _ => -1,
-        }
-    }
-
-    fn is_ended(&self) -> bool {
-        matches!(self, Self::Ended(_))
-    }
-}
-
-/// The guests of one run with what is known of them.
-struct Run<'run> {
-    /// How many are hosts to the others: their scripts start first, and boot the others.
-    hosts: usize,
-    guests: Vec<Guest>,
-    states: Vec<State>,
-    lines: Vec<Vec<String>>,
-    /// Which guests wait where, and the value that each gave.
-    barriers: BTreeMap<String, BTreeMap<usize, String>>,
-    host: HostSide,
-    daemon: Option<&'run mut Daemon>,
-    consoles: &'run [PathBuf],
-    on_line: &'run mut dyn FnMut(usize, &str),
-}
-
-impl Run<'_> {
-    fn boot_and_finish(
-        &mut self,
-        events: &Receiver<(usize, Said)>,
-        boot_patience: Duration,
-        limit: Duration,
-    ) -> Result<()> {
-        let begun = Instant::now();
-        let boot_until = begun + boot_patience;
-        while self.states.iter().any(|state| matches!(state, State::Booting)) {
-            if let Some(host) = (0..self.hosts).find(|host| self.states[*host].is_ended()) {
-                return Err(self.boot_failed(host, "its script ended before all others were up"));
-            }
-            if !self.next(events, boot_until)? {
-                let slow: Vec<usize> = (0..self.guests.len())
-                    .filter(|index| matches!(self.states[*index], State::Booting))
-                    .collect();
-                let what = format!("not up after {} s", boot_patience.as_secs());
-                return Err(self.boot_failed(slow[0], &what));
-            }
-        }
-        progress::say(format_args!(
-            "{} guests are up after {:.1} s",
-            self.guests.len(),
-            begun.elapsed().as_secs_f64()
-        ));
-        for (guest, state) in self.guests.iter_mut().zip(&mut self.states) {
-            if matches!(state, State::Ready) {
-                *state = State::Running;
-                guest.tell("start")?;
-            }
-        }
-        let mut until = Instant::now() + limit;
-        let mut failed = None;
-        while !self.states.iter().all(State::is_ended) {
-            if failed.is_none()
-                && let Some(index) =
-                    self.states.iter().position(|state| !matches!(state.status(), 0 | -1))
-            {
-                failed = Some(index);
-                until = until.min(Instant::now() + GRACE);
-            }
-            if self.next(events, until)? {
-                continue;
-            }
-            let running: Vec<String> = (0..self.guests.len())
-                .filter(|index| !self.states[*index].is_ended())
-                .map(|index| format!("guest{index}"))
-                .collect();
-            let running = running.join(", ");
-            if let Some(index) = failed {
-                progress::say(format_args!(
-                    "guest{index}'s script failed ({}); stopping {running}",
-                    self.states[index].status()
-                ));
-                return Ok(());
-            }
-            bail!("time-out after {} s; still running: {running}", limit.as_secs());
-        }
-        for guest in &mut self.guests {
-            guest.wait_off(Duration::from_secs(5));
-        }
-        Ok(())
-    }
-
-    /// Handles one event; false when `until` passes without one.
-    fn next(&mut self, events: &Receiver<(usize, Said)>, until: Instant) -> Result<bool> {
-        let (index, said) = loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match events.recv_timeout(left.min(LOOK)) {
-                Ok(event) => break event,
-                Err(RecvTimeoutError::Timeout) if left > LOOK => {
-                    if let Some(daemon) = &mut self.daemon {
-                        daemon.check()?;
-                    }
-                }
-                Err(_) => return Ok(false),
-            }
-        };
-        match said {
-            Said::Ready if index < self.hosts => {
-                self.states[index] = State::Running;
-                self.guests[index].tell("start")?;
-            }
-            Said::Ready => self.states[index] = State::Ready,
-            Said::Output(line) => {
-                (self.on_line)(index, &line);
-                self.lines[index].push(line);
-            }
-            Said::Barrier(said) => self.arrive(index, &said),
-            Said::Host(words) => {
-                let answer = self.host.act(index, &words);
-                let _ = self.guests[index].tell(&format!("did {answer}"));
-            }
-            Said::Exit(status) => self.end(index, status),
-            Said::Gone => match self.states[index] {
-                State::Booting => return Err(self.boot_failed(index, "stopped while it booted")),
-                State::Ended(_) => {}
-                _ => bail!("guest{index} stopped; its console ends:\n{}", self.console(index)),
-            },
-        }
-        Ok(true)
-    }
-
-    /// A guest has come to a barrier: `said` is its name and the guest's value.
-    fn arrive(&mut self, index: usize, said: &str) {
-        let (name, value) = said.split_once(' ').unwrap_or((said, "-"));
-        if self.states.iter().any(State::is_ended) {
-            let _ = self.guests[index].tell(&format!("broken {name}"));
-            return;
-        }
-        let waiting = self.barriers.entry(name.to_owned()).or_default();
-        waiting.insert(index, value.to_owned());
-        if waiting.len() == self.guests.len() {
-            let values: Vec<String> = std::mem::take(waiting).into_values().collect();
-            self.barriers.remove(name);
-            for guest in &mut self.guests {
-                let _ = guest.tell(&format!("go {name} {}", values.join(" ")));
-            }
-        }
-    }
-
-    fn end(&mut self, index: usize, status: i32) {
-        // A guest that could not be set up ends without having run.
-        self.states[index] = State::Ended(status);
-        for (name, waiting) in std::mem::take(&mut self.barriers) {
-            for other in waiting.into_keys() {
-                let _ = self.guests[other].tell(&format!("broken {name}"));
-            }
-        }
-    }
-
-    fn boot_failed(&self, index: usize, what: &str) -> anyhow::Error {
-        BootFailed(format!("guest{index}: {what}; its console ends:\n{}", self.console(index)))
-            .into()
-    }
-
-    fn console(&self, index: usize) -> String {
-        self.consoles.get(index).map_or_else(String::new, |console| tail(console, TAIL_LINES))
     }
 }
