@@ -15,8 +15,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 
+use crate::plan::plan;
 use crate::roles::{Talk, Tally};
-use crate::verbs::Endpoint;
+use crate::verbs::{Endpoint, Retries};
+
+/// How often, and after which of IBA's times, a packet without an answer is sent again.
+const PATIENT: Retries = Retries { timeout: 17, count: 7 };
+/// Where frames get lost: soon, but no sooner than a busy host lets a guest run; and not seven times, which
+/// is without end in rxe.
+const LOSSY: Retries = Retries { timeout: 15, count: 6 };
 
 /// Checks every byte that RDMA operations move between two machines, both ways.
 ///
@@ -47,6 +54,12 @@ struct Cli {
     /// The largest path MTU to use, in bytes; by default what both devices can
     #[arg(long, value_parser = parse_path_mtu)]
     path_mtu: Option<PathMtu>,
+    /// Frames get lost: shorter time-outs, and nobody may have heard of a refusal
+    #[arg(long)]
+    lossy: bool,
+    /// Only every so-manieth of the operations
+    #[arg(long, default_value_t = 1, value_parser = parse_every)]
+    every: usize,
     /// The other machine; without it, wait for it to come
     address: Option<String>,
 }
@@ -60,6 +73,10 @@ fn parse_path_mtu(text: &str) -> Result<PathMtu, String> {
         Ok(bytes @ 256..=4096) if bytes.is_power_of_two() => Ok(PathMtu(bytes.ilog2() - 7)),
         _ => Err("256, 512, 1024, 2048 or 4096".to_owned()),
     }
+}
+
+fn parse_every(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|every| *every > 0).ok_or_else(|| "1 or more".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -97,17 +114,22 @@ fn verify(cli: &Cli) -> Result<Tally> {
         }
     })?;
     let peer = talk.exchange(&endpoint.address)?;
-    endpoint.connect(&peer)?;
+    endpoint.connect(&peer, if cli.lossy { LOSSY } else { PATIENT })?;
     talk.meet()?;
+    let inline = endpoint.max_inline as usize;
+    let steps = |seed| {
+        let all = plan(seed, cli.max_length, inline).into_iter();
+        all.step_by(cli.every).collect::<Vec<_>>()
+    };
     if cli.address.is_some() {
-        let tally = roles::active(&mut endpoint, &mut talk, &peer, cli.seed, cli.max_length)?;
+        let tally = roles::active(&mut endpoint, &mut talk, &peer, &steps(cli.seed))?;
         roles::passive(&mut endpoint, &mut talk, cli.max_length)?;
         roles::passive(&mut endpoint, &mut talk, cli.max_length)?;
         Ok(tally)
     } else {
         roles::passive(&mut endpoint, &mut talk, cli.max_length)?;
-        let tally = roles::active(&mut endpoint, &mut talk, &peer, !cli.seed, cli.max_length)?;
-        roles::active_refused(&mut endpoint, &mut talk, &peer, cli.max_length)?;
+        let tally = roles::active(&mut endpoint, &mut talk, &peer, &steps(!cli.seed))?;
+        roles::active_refused(&mut endpoint, &mut talk, &peer, cli.max_length, cli.lossy)?;
         Ok(tally)
     }
 }

@@ -46,8 +46,19 @@ pub const INLINE: c_uint = 8;
 pub const STATUS_SUCCESS: c_uint = 0;
 /// Of `enum ibv_wc_status`.
 pub const STATUS_REMOTE_ACCESS_ERROR: c_uint = 10;
+/// IBV_WC_RETRY_EXC_ERR.
+pub const STATUS_RETRIES_EXCEEDED: c_uint = 12;
 /// Of `enum ibv_wc_flags`.
 pub const WITH_IMM: c_uint = 2;
+
+/// What a requester does when no answer comes.
+#[derive(Debug, Clone, Copy)]
+pub struct Retries {
+    /// It waits for 4.096 us * 2^timeout.
+    pub timeout: u8,
+    /// And sends again so often.
+    pub count: u8,
+}
 
 /// What a peer needs to know of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,7 +218,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// When a transition fails.
-    pub fn connect(&mut self, peer: &Address) -> Result<()> {
+    pub fn connect(&mut self, peer: &Address, retries: Retries) -> Result<()> {
         let mut attributes = QpAttr {
             state: 2,
             path_mtu: self.address.path_mtu.min(peer.path_mtu),
@@ -231,8 +242,8 @@ impl Endpoint {
         let mut attributes = QpAttr {
             state: 3,
             sq_psn: self.address.psn,
-            timeout: 17,
-            retry_cnt: 7,
+            timeout: retries.timeout,
+            retry_cnt: retries.count,
             rnr_retry: 7,
             max_rd_atomic: 1,
             ..QpAttr::default()

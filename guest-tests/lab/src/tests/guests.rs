@@ -116,6 +116,7 @@ fn interop() -> Vec<Test> {
         of("interop_verifier_with_rxe_uml", &both, &["verifier"]),
         of("interop_connection_manager_with_rxe_uml", &both, &["cm"]),
         of("interop_perftest_by_the_connection_manager_uml", &both, &["cm-perftest"]).long(),
+        of("interop_with_rxe_and_some_lost_frames_uml", &lossy, &["loss", "12"]),
         of("interop_with_rxe_and_lost_frames_uml", &lossy, &["loss"]).long(),
         of("interop_programs_with_rxe_qemu", &emulated, &["programs"]).long(),
         of("interop_verifier_with_rxe_qemu", &emulated, &["verifier"]).long(),
