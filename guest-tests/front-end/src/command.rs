@@ -17,6 +17,9 @@ use crate::virtqueue::{Piece, SplitRing};
 /// How long a command may take before the driver gives the device up.
 pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Buffers that are kept for further commands.
+const SPARE: usize = 256;
+
 /// The status of a command (`STATUS_*` of the interface).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the interface's, and documented there
@@ -104,6 +107,26 @@ impl ControlQueue {
     /// Sends bytes as they are: `readable` for the device to read, and room for `writable` bytes of
     /// answer. Either may be empty.
     pub(crate) fn submit(&mut self, readable: &[u8], writable: usize) -> Result<Token, Error> {
+        let token = self.put(readable, writable)?;
+        self.ring.notify(1);
+        Ok(token)
+    }
+
+    /// As `submit`, of several, and the device is notified once.
+    pub(crate) fn submit_all(
+        &mut self,
+        requests: &[(Vec<u8>, usize)],
+    ) -> Result<Vec<Token>, Error> {
+        let mut tokens = Vec::with_capacity(requests.len());
+        let put = requests.iter().try_for_each(|(readable, writable)| {
+            tokens.push(self.put(readable, *writable)?);
+            Ok(())
+        });
+        self.ring.notify(tokens.len() as u16);
+        put.map(|()| tokens)
+    }
+
+    fn put(&mut self, readable: &[u8], writable: usize) -> Result<Token, Error> {
         // A page or more for the request, the same for the answer, and one for an indirect table.
         let answer_at = readable.len().next_multiple_of(PAGE).max(PAGE);
         let table_at = answer_at + writable.next_multiple_of(PAGE).max(PAGE);
@@ -135,7 +158,6 @@ impl ControlQueue {
         };
         let token = Token(head);
         self.with_device.insert(token, InFlight { buffer, answer_at, writable });
-        self.ring.notify(1);
         Ok(token)
     }
 
@@ -158,7 +180,7 @@ impl ControlQueue {
             return Err(Error::BadRing { queue, what: "the answer is longer than its buffer" });
         }
         let answer = buffer.read(answer_at, written);
-        if buffer.len() == 3 * PAGE && self.spare.len() < 8 {
+        if buffer.len() == 3 * PAGE && self.spare.len() < SPARE {
             self.spare.push(buffer);
         }
         Ok(answer)
@@ -171,16 +193,22 @@ impl ControlQueue {
         tokens: &[Token],
         timeout: Duration,
     ) -> Result<Vec<usize>, Error> {
-        let position = |token: Token| tokens.iter().position(|t| *t == token);
-        while self.done.iter().filter(|(token, _)| position(*token).is_some()).count()
-            < tokens.len()
-        {
-            match self.ring.pop_wait(timeout)? {
-                Some((head, written)) => self.done.push((Token(head), written)),
+        let positions: HashMap<Token, usize> =
+            tokens.iter().enumerate().map(|(n, token)| (*token, n)).collect();
+        let mut order: Vec<usize> =
+            self.done.iter().filter_map(|(token, _)| positions.get(token).copied()).collect();
+        while order.len() < tokens.len() {
+            // One interrupt, when the last of them is there; not after each.
+            let left = (tokens.len() - order.len()) as u16;
+            match self.ring.pop_wait_for(left, timeout)? {
+                Some((head, written)) => {
+                    order.extend(positions.get(&Token(head)));
+                    self.done.push((Token(head), written));
+                }
                 None => return Err(Error::Timeout { what: "a command's answer", waited: timeout }),
             }
         }
-        Ok(self.done.iter().filter_map(|(token, _)| position(*token)).collect())
+        Ok(order)
     }
 
     /// Sends bytes and waits for the answer.

@@ -23,7 +23,7 @@ use virtio_rdma_abi::ring::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::command::{COMMAND_TIMEOUT, Token};
+use crate::command::COMMAND_TIMEOUT;
 use crate::cq::Cq;
 use crate::error::{CommandError, Error};
 use crate::memory::{Buffer, GuestMemory, PAGE};
@@ -230,10 +230,7 @@ impl Driver {
         requests: &[(Vec<u8>, usize)],
     ) -> Result<(Vec<Vec<u8>>, Vec<usize>), CommandError> {
         let mut control = self.0.queues.control();
-        let mut tokens: Vec<Token> = Vec::new();
-        for (bytes, writable) in requests {
-            tokens.push(control.submit(bytes, *writable)?);
-        }
+        let tokens = control.submit_all(requests)?;
         let order = control.wait_all(&tokens, COMMAND_TIMEOUT)?;
         let mut answers = Vec::new();
         for token in tokens {

@@ -239,9 +239,15 @@ impl SplitRing {
 
     /// Asks for an interrupt at the next used chain. The caller looks again before it waits.
     pub fn enable_interrupt(&self) {
+        self.enable_interrupt_after(1);
+    }
+
+    /// Asks for one when so many chains have been used, if the device goes by event indices.
+    fn enable_interrupt_after(&self, chains: u16) {
         if self.event_idx {
             let at = self.memory.avail_offset() + 4 + 2 * usize::from(self.memory.size);
-            self.memory.buffer.map().u16(at).store(self.used, Ordering::Release);
+            let event = self.used.wrapping_add(chains - 1);
+            self.memory.buffer.map().u16(at).store(event, Ordering::Release);
         }
         full_fence();
     }
@@ -249,12 +255,22 @@ impl SplitRing {
     /// The next used chain, waiting for its interrupt if it is not there yet. `None` at the
     /// time-out. An error if the chain is there then, but no interrupt came.
     pub fn pop_wait(&mut self, timeout: Duration) -> Result<Option<(u16, u32)>, Error> {
+        self.pop_wait_for(1, timeout)
+    }
+
+    /// As `pop_wait`; if it must wait, then until so many more have come, for one interrupt. They are
+    /// with the device.
+    pub fn pop_wait_for(
+        &mut self,
+        chains: u16,
+        timeout: Duration,
+    ) -> Result<Option<(u16, u32)>, Error> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(done) = self.pop()? {
                 return Ok(Some(done));
             }
-            self.enable_interrupt();
+            self.enable_interrupt_after(chains.max(1));
             if let Some(done) = self.pop()? {
                 return Ok(Some(done));
             }
