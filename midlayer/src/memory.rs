@@ -10,8 +10,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+mod builder;
 mod copy;
 
+pub use builder::{Builder, PageBuilder};
 use copy::{Bulk, LONG, copy, copy_tail};
 
 /// A range of this process's address space that holds consumer memory.
@@ -98,7 +100,7 @@ impl UserMemory {
         page_shift: Option<u8>,
         runs: impl IntoIterator<Item = Run>,
     ) -> Result<Self, OutOfRange> {
-        let mut builder = Builder::new(0);
+        let mut builder = Builder::new();
         for run in runs {
             builder.push(&run.mapping, run.offset, run.len)?;
         }
@@ -111,7 +113,7 @@ impl UserMemory {
     /// # Errors
     /// `OutOfRange` if a run exceeds its mapping, they overlap, or there are none.
     pub fn sparse(places: impl IntoIterator<Item = (u64, Run)>) -> Result<Self, OutOfRange> {
-        let mut builder = Builder::new(0);
+        let mut builder = Builder::new();
         let mut found: Vec<(u64, u64, *mut u8)> = Vec::new();
         for (address, run) in places {
             let len = run.len as u64;
@@ -163,10 +165,41 @@ impl UserMemory {
 
     /// The mappings and byte ranges that it is made of, coalesced, in order.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
-        self.runs.iter().map(|r| Run {
+        let run = |r: RunInfo| Run {
             mapping: self.mappings[r.mapping].clone(),
             offset: r.offset,
             len: r.len,
+        };
+        self.runs.iter().copied().chain(self.runs_of_pages()).map(run)
+    }
+
+    /// The mappings that it is made of, each once.
+    pub fn mappings(&self) -> &[Arc<dyn Mapping>] {
+        &self.mappings
+    }
+
+    /// The runs of a page list that `PageBuilder` made: it keeps the pages only.
+    fn runs_of_pages(&self) -> impl Iterator<Item = RunInfo> + '_ {
+        let (pages, page): (&[*mut u8], usize) = match &self.layout {
+            Layout::Paged { pages, shift, .. } if self.runs.is_empty() => (pages, 1 << shift),
+            _ => (&[], 0),
+        };
+        let found = move |at: *mut u8| {
+            self.mappings.iter().enumerate().find_map(|(mapping, m)| {
+                let offset = (at as usize).checked_sub(m.base() as usize)?;
+                (offset < m.len()).then_some(RunInfo { mapping, offset, len: page })
+            })
+        };
+        let mut pages = pages.iter().filter_map(move |at| found(*at)).peekable();
+        std::iter::from_fn(move || {
+            let mut run = pages.next()?;
+            let follows = |run: RunInfo, next: &RunInfo| {
+                next.mapping == run.mapping && next.offset == run.offset + run.len
+            };
+            while pages.next_if(|next| follows(run, next)).is_some() {
+                run.len += page;
+            }
+            Some(run)
         })
     }
 
@@ -202,7 +235,7 @@ impl UserMemory {
             }
             Layout::Runs(_) => 0,
         };
-        let mut places = Vec::with_capacity(self.runs.len());
+        let mut places = Vec::new();
         let mut done = 0;
         for mut run in self.runs() {
             let skipped = skip.min(run.len as u64);
@@ -510,121 +543,6 @@ impl Span<'_> {
     pub fn write(&self, from: &[u8]) {
         // SAFETY: as above; `from` is ours and long enough.
         unsafe { copy(self.at, from.as_ptr(), self.len.min(from.len())) }
-    }
-}
-
-/// Makes a `UserMemory` run by run, for lists of very many.
-pub struct Builder {
-    mappings: Vec<Arc<dyn Mapping>>,
-    runs: Vec<RunInfo>,
-    total: u64,
-}
-
-impl Builder {
-    /// With room for as many runs as are expected.
-    pub fn new(runs: usize) -> Self {
-        Self { mappings: Vec::new(), runs: Vec::with_capacity(runs), total: 0 }
-    }
-
-    /// The next run: `len` bytes at `offset` of a mapping, which is counted once however many of its
-    /// runs come.
-    ///
-    /// # Errors
-    /// `OutOfRange` if the run exceeds its mapping.
-    pub fn push(
-        &mut self,
-        mapping: &Arc<dyn Mapping>,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), OutOfRange> {
-        let end = offset.checked_add(len).ok_or(OutOfRange)?;
-        if end > mapping.len() {
-            return Err(OutOfRange);
-        }
-        self.total = self.total.checked_add(len as u64).ok_or(OutOfRange)?;
-        let same = |m: &Arc<dyn Mapping>| std::ptr::addr_eq(Arc::as_ptr(m), Arc::as_ptr(mapping));
-        let mapping = match self.mappings.iter().rposition(same) {
-            Some(i) => i,
-            None => {
-                self.mappings.push(mapping.clone());
-                self.mappings.len() - 1
-            }
-        };
-        match self.runs.last_mut() {
-            Some(last) if last.mapping == mapping && last.offset + last.len == offset => {
-                last.len += len;
-            }
-            _ => self.runs.push(RunInfo { mapping, offset, len }),
-        }
-        Ok(())
-    }
-
-    /// The memory: as `UserMemory::new` has it.
-    ///
-    /// # Errors
-    /// `OutOfRange` if the runs are too short for `length`, or no multiples of the page.
-    pub fn finish(
-        self,
-        start: u64,
-        length: u64,
-        offset: u64,
-        page_shift: Option<u8>,
-    ) -> Result<UserMemory, OutOfRange> {
-        start.checked_add(length).ok_or(OutOfRange)?;
-        if self.total < offset.checked_add(length).ok_or(OutOfRange)? {
-            return Err(OutOfRange);
-        }
-        let layout = self.layout(offset, page_shift)?;
-        let Self { mappings, mut runs, .. } = self;
-        runs.shrink_to_fit();
-        Ok(UserMemory { start, length, layout, sparse: false, mappings, runs })
-    }
-
-    fn host(&self, run: &RunInfo) -> *mut u8 {
-        // SAFETY: `push` checked that the run lies inside its mapping.
-        unsafe { self.mappings[run.mapping].base().add(run.offset) }
-    }
-
-    fn layout(&self, offset: u64, page_shift: Option<u8>) -> Result<Layout, OutOfRange> {
-        if let [run] = self.runs.as_slice() {
-            // SAFETY: the caller checked that `offset` lies inside the runs.
-            return Ok(Layout::Contiguous(unsafe { self.host(run).add(offset as usize) }));
-        }
-        match page_shift {
-            Some(shift) => {
-                let page = 1usize << shift;
-                let mut pages = Vec::with_capacity(self.total.div_ceil(page as u64) as usize);
-                for (i, run) in self.runs.iter().enumerate() {
-                    if !run.len.is_multiple_of(page) && i + 1 != self.runs.len() {
-                        return Err(OutOfRange);
-                    }
-                    if run.len == page {
-                        pages.push(self.host(run));
-                        continue;
-                    }
-                    // SAFETY: steps inside the run.
-                    pages.extend(
-                        (0..run.len).step_by(page).map(|at| unsafe { self.host(run).add(at) }),
-                    );
-                }
-                Ok(Layout::Paged { shift, offset, pages: pages.into() })
-            }
-            None => {
-                let mut at = 0;
-                let mut runs = Vec::with_capacity(self.runs.len());
-                for run in &self.runs {
-                    let len = run.len as u64;
-                    if at + len > offset {
-                        let skip = offset.saturating_sub(at);
-                        // SAFETY: `skip < len`.
-                        let host = unsafe { self.host(run).add(skip as usize) };
-                        runs.push((at.saturating_sub(offset), len - skip, host));
-                    }
-                    at += len;
-                }
-                Ok(Layout::Runs(runs.into()))
-            }
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rdma_midlayer::memory::{Builder, Mapping, Run, UserMemory};
+use rdma_midlayer::memory::{Mapping, PageBuilder, Run, UserMemory};
 use virtio_rdma_abi::control::PageList;
 
 use crate::mapping::{GuestRegion, Identity};
@@ -81,12 +81,10 @@ impl GuestMemory {
     /// of it is no longer ours.
     pub fn regions_of(&self, memory: &UserMemory) -> Box<[Identity]> {
         let mut found = Vec::new();
-        for run in memory.runs() {
-            let at = Arc::as_ptr(&run.mapping);
-            let ours = self.regions.iter().find(|r| std::ptr::addr_eq(Arc::as_ptr(r), at));
-            match ours.map(|r| r.identity()) {
-                Some(id) if found.contains(&id) => {}
-                Some(id) => found.push(id),
+        for mapping in memory.mappings() {
+            let at = Arc::as_ptr(mapping);
+            match self.regions.iter().find(|r| std::ptr::addr_eq(Arc::as_ptr(r), at)) {
+                Some(region) => found.push(region.identity()),
                 None => return Box::new([Identity::NOWHERE]),
             }
         }
@@ -149,10 +147,10 @@ impl GuestMemory {
         if !sound {
             return Err(PageListError::Malformed);
         }
-        let mut runs = Builder::new(pages.len());
-        let mut walk = Walk { memory: self, shift, left: count, region: None, runs: &mut runs };
+        let mut found = PageBuilder::new(page_shift, pages.len());
+        let mut walk = Walk { memory: self, shift, left: count, region: None, found: &mut found };
         pages.into_iter().try_for_each(|address| walk.page(address))?;
-        runs.finish(start, length, offset, Some(page_shift)).map_err(|_| PageListError::Malformed)
+        found.finish(start, length, offset).map_err(|_| PageListError::Malformed)
     }
 
     /// All of guest memory under its guest-physical addresses, for a DMA MR. `None` if there is none.
@@ -192,29 +190,27 @@ impl GuestMemory {
         if !sound {
             return Err(PageListError::Malformed);
         }
-        let mut runs;
-        if depth == 0 {
+        let memory = if depth == 0 {
             let run = self.run(root, count << shift)?;
-            runs = Builder::new(1);
-            push(&mut runs, &run.mapping, run.offset, run.len)?;
+            UserMemory::new(start, length, offset, Some(list.page_shift), [run])
         } else {
             // No more than the VM has pages, as was checked.
-            runs = Builder::new(count as usize);
-            let mut walk = Walk { memory: self, shift, left: count, region: None, runs: &mut runs };
+            let mut found = PageBuilder::new(list.page_shift, count as usize);
+            let mut walk =
+                Walk { memory: self, shift, left: count, region: None, found: &mut found };
             walk.table(root, depth)?;
-        }
-        runs.finish(start, length, offset, Some(list.page_shift))
-            .map_err(|_| PageListError::Malformed)
+            found.finish(start, length, offset)
+        };
+        memory.map_err(|_| PageListError::Malformed)
     }
 }
 
 fn push(
-    runs: &mut Builder,
+    found: &mut PageBuilder,
     mapping: &Arc<dyn Mapping>,
     offset: usize,
-    len: usize,
 ) -> Result<(), PageListError> {
-    runs.push(mapping, offset, len).map_err(|_| PageListError::Malformed)
+    found.push(mapping, offset).map_err(|_| PageListError::Malformed)
 }
 
 /// The way through a page list's tables.
@@ -225,7 +221,7 @@ struct Walk<'a> {
     left: u64,
     /// The region of the last page: the next one is mostly in it too.
     region: Option<(std::ops::Range<u64>, Arc<dyn Mapping>)>,
-    runs: &'a mut Builder,
+    found: &'a mut PageBuilder,
 }
 
 impl Walk<'_> {
@@ -259,11 +255,11 @@ impl Walk<'_> {
             && range.contains(&address)
             && page <= range.end - address
         {
-            return push(self.runs, mapping, (address - range.start) as usize, page as usize);
+            return push(self.found, mapping, (address - range.start) as usize);
         }
         let run = self.memory.run(address, page)?;
         let start = address - run.offset as u64;
-        push(self.runs, &run.mapping, run.offset, run.len)?;
+        push(self.found, &run.mapping, run.offset)?;
         self.region = Some((start..start + run.mapping.len() as u64, run.mapping));
         Ok(())
     }

@@ -107,6 +107,8 @@ pub struct Session {
     pub pds: HashMap<u32, PdObject>,
     /// MRs by number.
     pub mrs: HashMap<u32, MrObject>,
+    /// Pages that they list, in all.
+    pub mr_pages: u64,
     /// Device memory by number.
     pub dms: HashMap<u32, DmObject>,
     /// Memory windows by number.
@@ -141,6 +143,7 @@ impl Session {
             uars: HashMap::new(),
             pds: HashMap::new(),
             mrs: HashMap::new(),
+            mr_pages: 0,
             dms: HashMap::new(),
             mws: HashMap::new(),
             xrcds: HashMap::new(),

@@ -33,7 +33,45 @@ fn all_layouts() -> Vec<UserMemory> {
         UserMemory::new(0x1000, 8200, 100, None, [page(1), page(2), page(3)]).unwrap(),
         UserMemory::new(0x1000, 8200, 100, Some(12), far()).unwrap(),
         UserMemory::new(0x1000, 8200, 100, None, far()).unwrap(),
+        of_pages(&[(&m, 1), (&m, 2), (&m, 3)]).finish(0x1000, 8200, 100).unwrap(),
+        of_pages(&[(&m, 5), (&m, 6), (&m, 2)]).finish(0x1000, 8200, 100).unwrap(),
+        of_pages(&[(&m, 5), (&mapping(8 * 4096), 6), (&m, 2)]).finish(0x1000, 8200, 100).unwrap(),
     ]
+}
+
+fn of_pages(pages: &[(&Arc<dyn Mapping>, usize)]) -> PageBuilder {
+    let mut builder = PageBuilder::new(12, pages.len());
+    pages.iter().for_each(|(mapping, page)| builder.push(mapping, page * 4096).unwrap());
+    builder
+}
+
+#[test]
+fn pages_are_told_of_as_runs_that_are_as_long_as_they_can_be() {
+    let (one, other) = (mapping(8 * 4096), mapping(8 * 4096));
+    let runs = |pages: &[(&Arc<dyn Mapping>, usize)]| -> Vec<(bool, usize, usize)> {
+        let length = pages.len() as u64 * 4096;
+        let memory = of_pages(pages).finish(0, length, 0).unwrap();
+        assert_eq!(memory.places().iter().map(|(_, run)| run.len as u64).sum::<u64>(), length);
+        let is_one = |run: &Run| Arc::ptr_eq(&run.mapping, &one);
+        memory.runs().map(|run| (is_one(&run), run.offset / 4096, run.len / 4096)).collect()
+    };
+    assert_eq!(runs(&[(&one, 2), (&one, 3), (&one, 4)]), [(true, 2, 3)]);
+    assert_eq!(runs(&[(&one, 2), (&one, 3), (&one, 2)]), [(true, 2, 2), (true, 2, 1)]);
+    // The same offsets in another mapping do not follow.
+    let mixed = [(&one, 0), (&one, 1), (&other, 2), (&other, 3), (&one, 4)];
+    assert_eq!(runs(&mixed), [(true, 0, 2), (false, 2, 2), (true, 4, 1)]);
+}
+
+#[test]
+fn pages_beyond_their_mapping_and_too_few_of_them_are_refused() {
+    let m = mapping(4 * 4096);
+    let mut builder = PageBuilder::new(12, 2);
+    assert_eq!(builder.push(&m, 3 * 4096 + 1), Err(OutOfRange));
+    assert_eq!(builder.push(&m, usize::MAX), Err(OutOfRange));
+    assert!(PageBuilder::new(12, 0).finish(0, 0, 0).is_err());
+    builder.push(&m, 0).unwrap();
+    builder.push(&m, 4096).unwrap();
+    assert!(builder.finish(0, 8192, 1).is_err());
 }
 
 #[test]
@@ -128,7 +166,7 @@ fn a_span_is_checked_once_and_lies_together() {
         memory.read(0x1208, &mut back).unwrap();
         assert_eq!(back, data);
     }
-    let [whole, parted, _] = <[_; 3]>::try_from(all_layouts()).ok().unwrap();
+    let [whole, parted, ..] = <[_; 6]>::try_from(all_layouts()).ok().unwrap();
     assert!(whole.span(0x1000, 8200).is_some() && parted.span(0x1000, 8200).is_none());
 }
 

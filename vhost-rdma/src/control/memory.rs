@@ -42,7 +42,7 @@ impl Call<'_> {
         let session = self.session()?;
         let pd = &session.pds.get(&request.pdn.get()).ok_or(NO_OBJECT)?.pd;
         let pages = u64::from(request.pages.num_pages.get());
-        check_quota(session, &memory, pages, None)?;
+        check_quota(session, &memory, pages, 0)?;
         let user = memory.resolve(
             &request.pages,
             start(request.iova.get(), access),
@@ -78,7 +78,7 @@ impl Call<'_> {
         if max_pages == 0 || max_pages > most {
             return Err(if most == 0 { UNSUPPORTED } else { INVALID });
         }
-        check_quota(session, &memory, max_pages.into(), None)?;
+        check_quota(session, &memory, max_pages.into(), 0)?;
         let list = memory.resolve(&request.list, 0, 0, page_bytes(&request.list)?)?;
         if list.len() < u64::from(max_pages) * 8 {
             return Err(INVALID);
@@ -98,6 +98,7 @@ impl Call<'_> {
         let session = self.session()?;
         let mrn = request.mrn.get();
         let object = session.mrs.get(&mrn).ok_or(NO_OBJECT)?;
+        let pages_then = object.pages;
         let flags = request.flags.get();
         let known = abi::REREG_TRANSLATION | abi::REREG_PD | abi::REREG_ACCESS;
         if flags == 0 || flags & !known != 0 || !matches!(object.lies, Lies::In(_)) {
@@ -113,7 +114,7 @@ impl Call<'_> {
         let pages = u64::from(request.pages.num_pages.get());
         let (mut user, mut lies) = (None, None);
         if has(abi::REREG_TRANSLATION) {
-            check_quota(session, &memory, pages, Some(mrn))?;
+            check_quota(session, &memory, pages, pages_then)?;
             let new = memory.resolve(
                 &request.pages,
                 start(request.iova.get(), rights_then),
@@ -128,6 +129,7 @@ impl Call<'_> {
         object.access = rights_then;
         if let Some(lies) = lies {
             (object.lies, object.pages) = (lies, pages);
+            session.mr_pages = session.mr_pages - pages_then + pages;
         }
         Ok(bytes(&mr_answer(mrn, &object.mr)))
     }
@@ -141,23 +143,25 @@ impl Call<'_> {
             session.fast.remove(object.key);
         }
         object.mr.dereg(cx)?;
-        if let Some(MrObject { lies: Lies::Device(dmn), .. }) = session.mrs.remove(&number) {
-            session.dms.entry(dmn).and_modify(|dm| dm.forget(number));
+        if let Some(MrObject { lies, pages, .. }) = session.mrs.remove(&number) {
+            session.mr_pages -= pages;
+            if let Lies::Device(dmn) = lies {
+                session.dms.entry(dmn).and_modify(|dm| dm.forget(number));
+            }
         }
         Ok(Vec::new())
     }
 }
 
 /// A driver may list its memory several times over, but not without end: each page costs 8 bytes of
-/// ours. `instead` is an MR that gives up its pages.
+/// ours. Of those that are listed, `instead` are given up.
 fn check_quota(
     session: &Session,
     memory: &GuestMemory,
     pages: u64,
-    instead: Option<u32>,
+    instead: u64,
 ) -> Result<(), Status> {
-    let others = session.mrs.iter().filter(|(mrn, _)| Some(**mrn) != instead);
-    let listed: u64 = others.map(|(_, mr)| mr.pages).sum();
+    let listed = session.mr_pages.saturating_sub(instead);
     let quota = (memory.bytes() >> 12).saturating_mul(limits::MR_PAGES_PER_PAGE);
     let fits = listed.saturating_add(pages) <= quota.max(limits::MIN_MR_PAGES);
     fits.then_some(()).ok_or(NO_RESOURCES)
@@ -182,6 +186,7 @@ pub(super) fn insert(
 ) -> abi::MrAnswer {
     let answer = mr_answer(session.new_mrn(), &mr);
     let key = mr.lkey().0;
+    session.mr_pages += pages;
     session.mrs.insert(answer.mrn.get(), MrObject { mr, lies, key, access, pages });
     answer
 }
