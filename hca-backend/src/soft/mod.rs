@@ -118,8 +118,16 @@ impl Default for Limits {
 pub struct SoftHca {
     config: Config,
     pollers: Vec<Arc<SoftPoller>>,
-    networks: Mutex<HashMap<u64, Weak<Network>>>,
+    networks: Mutex<Networks>,
     links: Mutex<HashMap<u64, Arc<Link>>>,
+}
+
+/// The networks that contexts are in.
+#[derive(Default)]
+struct Networks {
+    by_id: HashMap<u64, Weak<Network>>,
+    /// Those with a link, which knows one network for as long as it lives.
+    linked: Vec<Arc<Network>>,
 }
 
 impl SoftHca {
@@ -157,12 +165,15 @@ impl SoftHca {
 
     fn network(&self, id: u64) -> Arc<Network> {
         let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
-        networks.retain(|_, network| network.strong_count() > 0);
-        match networks.get(&id).and_then(Weak::upgrade) {
+        networks.by_id.retain(|_, network| network.strong_count() > 0);
+        match networks.by_id.get(&id).and_then(Weak::upgrade) {
             Some(network) => network,
             None => {
                 let network = Network::new(id, self.link_of(id), self.config.force_wire);
-                networks.insert(id, Arc::downgrade(&network));
+                networks.by_id.insert(id, Arc::downgrade(&network));
+                if network.link().is_some() {
+                    networks.linked.push(network.clone());
+                }
                 network
             }
         }
