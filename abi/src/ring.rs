@@ -89,7 +89,7 @@ abi_structs! {
     pub struct FlushArgs {
         /// Bytes from `remote_addr` on; of no meaning with `FLUSH_MR`.
         pub length: Le64,
-        /// `FLUSH_GLOBAL`.
+        /// `FLUSH_GLOBAL`, `FLUSH_PERSISTENT`, or both.
         pub placement: u8,
         /// `FLUSH_RANGE` or `FLUSH_MR`.
         pub selectivity: u8,
@@ -256,6 +256,8 @@ abi_consts! { WR_CONSTS, "Opcodes of send WQEs", u8;
 abi_consts! { FLUSH_CONSTS, "Members of `FlushArgs`", u8;
     /// Placement: visible to the peer's driver.
     FLUSH_GLOBAL = 1;
+    /// Placement: outlives a loss of power.
+    FLUSH_PERSISTENT = 2;
     /// Selectivity: the bytes that are named.
     FLUSH_RANGE = 0;
     /// Selectivity: all of the MR.

@@ -200,6 +200,8 @@
 #define VIRTIO_RDMA_ACCESS_ZERO_BASED 0x20u
 /* FLUSH with global visibility. */
 #define VIRTIO_RDMA_ACCESS_FLUSH_GLOBAL 0x100u
+/* FLUSH with persistence: of QPs only. */
+#define VIRTIO_RDMA_ACCESS_FLUSH_PERSISTENT 0x200u
 /* Relaxed ordering: accepted, of no effect. */
 #define VIRTIO_RDMA_ACCESS_RELAXED_ORDERING 0x100000u
 
@@ -382,6 +384,8 @@
 /* Members of `FlushArgs`. */
 /* Placement: visible to the peer's driver. */
 #define VIRTIO_RDMA_FLUSH_GLOBAL 1
+/* Placement: outlives a loss of power. */
+#define VIRTIO_RDMA_FLUSH_PERSISTENT 2
 /* Selectivity: the bytes that are named. */
 #define VIRTIO_RDMA_FLUSH_RANGE 0
 /* Selectivity: all of the MR. */
@@ -1626,7 +1630,7 @@ static_assert(offsetof(struct virtio_rdma_bind_mw_args, reserved) == 24, "offset
 struct virtio_rdma_flush_args {
 	/* Bytes from `remote_addr` on; of no meaning with `FLUSH_MR`. */
 	__le64 length;
-	/* `FLUSH_GLOBAL`. */
+	/* `FLUSH_GLOBAL`, `FLUSH_PERSISTENT`, or both. */
 	__u8 placement;
 	/* `FLUSH_RANGE` or `FLUSH_MR`. */
 	__u8 selectivity;

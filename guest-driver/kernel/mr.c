@@ -12,9 +12,13 @@
 	 IB_ACCESS_RELAXED_ORDERING | VRDMA_ACCESS_FLUSH)
 #ifdef VRDMA_HAVE_FLUSH
 #define VRDMA_ACCESS_FLUSH IB_ACCESS_FLUSH_GLOBAL
+#define VRDMA_ACCESS_PERSIST IB_ACCESS_FLUSH_PERSISTENT
 #else
 #define VRDMA_ACCESS_FLUSH 0
+#define VRDMA_ACCESS_PERSIST 0
 #endif
+/* Rights that a QP's peer can have: what memory then allows is checked at each access. */
+#define VRDMA_QP_ACCESS (VRDMA_MR_ACCESS | VRDMA_ACCESS_PERSIST)
 
 static int vrdma_list_umem(struct vrdma_hca *hca, struct vrdma_page_list *list,
 			   struct ib_umem *umem, __le64 *offset);
@@ -245,9 +249,10 @@ u32 vrdma_access_to_wire(int access)
 	BUILD_BUG_ON(IB_ZERO_BASED != VIRTIO_RDMA_ACCESS_ZERO_BASED);
 #ifdef VRDMA_HAVE_FLUSH
 	BUILD_BUG_ON(IB_ACCESS_FLUSH_GLOBAL != VIRTIO_RDMA_ACCESS_FLUSH_GLOBAL);
+	BUILD_BUG_ON(IB_ACCESS_FLUSH_PERSISTENT != VIRTIO_RDMA_ACCESS_FLUSH_PERSISTENT);
 #endif
 	BUILD_BUG_ON(IB_ACCESS_RELAXED_ORDERING != VIRTIO_RDMA_ACCESS_RELAXED_ORDERING);
-	return access & VRDMA_MR_ACCESS;
+	return access & VRDMA_QP_ACCESS;
 }
 
 static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,

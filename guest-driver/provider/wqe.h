@@ -25,6 +25,7 @@ static_assert((int)VIRTIO_RDMA_WR_SEND_WITH_INV == IBV_WR_SEND_WITH_INV, "opcode
 static_assert((int)VIRTIO_RDMA_WR_FLUSH == IBV_WR_FLUSH, "opcodes");
 static_assert((int)VIRTIO_RDMA_WR_ATOMIC_WRITE == IBV_WR_ATOMIC_WRITE, "opcodes");
 static_assert((int)VIRTIO_RDMA_FLUSH_GLOBAL == IBV_FLUSH_GLOBAL, "placement");
+static_assert((int)VIRTIO_RDMA_FLUSH_PERSISTENT == IBV_FLUSH_PERSISTENT, "placement");
 static_assert((int)VIRTIO_RDMA_FLUSH_RANGE == IBV_FLUSH_RANGE, "selectivity");
 static_assert((int)VIRTIO_RDMA_FLUSH_MR == IBV_FLUSH_MR, "selectivity");
 static_assert((int)VIRTIO_RDMA_ACCESS_REMOTE_WRITE == IBV_ACCESS_REMOTE_WRITE, "rights");

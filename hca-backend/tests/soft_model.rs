@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::*;
 use proptest::prelude::*;
+use rdma_midlayer::driver::MrChange;
 use rdma_midlayer::types::*;
 use rdma_midlayer::work::*;
 
@@ -56,6 +57,8 @@ fn actions() -> impl Strategy<Value = Action> {
         WrOpcode::RdmaRead,
         WrOpcode::AtomicCmpAndSwp,
         WrOpcode::AtomicFetchAndAdd,
+        WrOpcode::AtomicWrite,
+        WrOpcode::Flush,
     ]);
     let place = || 0..5000u64;
     let send = (op, lengths(), place(), place(), 0..16u8, any::<u32>())
@@ -174,7 +177,9 @@ fn step(ends: &mut [ModelEnd; 2], me: usize) -> bool {
     }
     let word = |memory: &[u8]| u64::from_ne_bytes(memory.try_into().unwrap());
     match wr.op {
-        WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm => b.memory[to].copy_from_slice(&data),
+        WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm | WrOpcode::AtomicWrite => {
+            b.memory[to].copy_from_slice(&data)
+        }
         WrOpcode::RdmaRead => {
             let read = b.memory[to].to_vec();
             a.memory[from].copy_from_slice(&read);
@@ -204,6 +209,7 @@ fn step(ends: &mut [ModelEnd; 2], me: usize) -> bool {
 /// A WR to be posted, and as the model has it.
 struct Prepared {
     sges: Vec<Sge>,
+    flush: Flush,
     flags: SendFlags,
     model: Wr,
 }
@@ -217,6 +223,7 @@ impl Prepared {
             opcode: *op,
             flags: self.flags,
             data: match inline {
+                _ if *op == WrOpcode::Flush => SendData::Flush(self.flush),
                 Some(bytes) => SendData::Inline(bytes),
                 None => SendData::Sges(&self.sges),
             },
@@ -258,7 +265,13 @@ impl World {
             // Longer than it takes to make the packets again.
             setup.attr.min_rnr_timer = 0;
         }
+        let access = REMOTE_ALL | Access::FLUSH_GLOBAL;
+        setup.attr.access = access;
         let (a, b) = lab.pair_with(&setup, &setup);
+        for end in [&a, &b] {
+            let rights = MrChange { access: Some(access), ..MrChange::default() };
+            end.mr.rereg(&lab.cx, rights).unwrap();
+        }
         let model = [(&a, 1), (&b, 2)].map(|(end, seed)| {
             let memory = pattern(seed, 2 * AREA as usize);
             end.fill(0, &memory);
@@ -329,10 +342,13 @@ impl World {
     fn prepare(&mut self, end: usize, send: Send) -> Prepared {
         let Send { op, len, from, to, flags, split } = send;
         let atomic = matches!(op, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
-        let (len, to) = if atomic { (8, to & !7) } else { (len, to) };
+        let one_word = atomic || op == WrOpcode::AtomicWrite;
+        let (len, to) = if one_word { (8, to & !7) } else { (len, to) };
         let (from, to) = (end as u64 * AREA + from, end as u64 * AREA + to);
         let reads = atomic || op == WrOpcode::RdmaRead;
-        let inline = flags & 8 != 0 && len <= INLINE && !reads;
+        let inline = flags & 8 != 0 && len <= INLINE && !reads && op != WrOpcode::Flush;
+        let whole_mr = flags & 8 != 0;
+        let flush = Flush { length: len.into(), placement: Access::FLUSH_GLOBAL, whole_mr };
         let id = self.id();
         let me = &self.ends[end];
         let cut = split % (len + 1);
@@ -349,6 +365,7 @@ impl World {
         let inline = inline.then(|| pattern(id, len));
         Prepared {
             sges,
+            flush,
             flags,
             model: Wr { id, op, len, from, to, signaled, inline, bad_key: false },
         }

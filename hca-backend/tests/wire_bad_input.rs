@@ -6,7 +6,7 @@ mod common;
 mod net;
 
 use common::{BASE, pattern};
-use net::{Conditions, Net, Station, frame, gid_entry, reth, transport};
+use net::{Conditions, Net, Station, feth_reth, frame, gid_entry, reth, transport};
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::driver::AsyncEvent;
 use rdma_midlayer::types::*;
@@ -18,8 +18,11 @@ const SEND_ONLY: u8 = 4;
 const WRITE_FIRST: u8 = 6;
 const WRITE_ONLY: u8 = 0x0a;
 const READ_REQUEST: u8 = 0x0c;
+const READ_RESPONSE_ONLY: u8 = 0x10;
 const ACK: u8 = 0x11;
 const FETCH_ADD: u8 = 0x14;
+const FLUSH: u8 = 0x1c;
+const ATOMIC_WRITE: u8 = 0x1d;
 const UD_SEND_ONLY: u8 = 0x64;
 const MTU: usize = 1024;
 const QKEY: u32 = 77;
@@ -45,7 +48,7 @@ impl Scene {
         let peer = net.station(0, qp_type, 16, &memory);
         let victim = net.station(1, qp_type, 16, &memory);
         let attr = QpAttr {
-            access: common::REMOTE_ALL,
+            access: net::ALL | Access::FLUSH_PERSISTENT,
             path_mtu: Mtu::Mtu1024,
             max_rd_atomic: 4,
             max_dest_rd_atomic: 4,
@@ -297,6 +300,82 @@ fn an_atomic_that_is_not_aligned_is_an_invalid_request() {
     let rest = [&(BASE + 4).to_be_bytes()[..], &rkey.0.to_be_bytes(), &[0; 16]].concat();
     let bad = scene.packet(FETCH_ADD, EPSN, &rest);
     scene.is_refused(&bad, NAK_INVALID, AsyncEvent::QpReqErr);
+}
+
+#[test]
+fn an_atomic_write_of_another_length_or_place_than_a_word_is_an_invalid_request() {
+    let word = [0x77; 8];
+    for (addr, len, payload) in [
+        (BASE + 4, 8, &word[..]),
+        (BASE, 8, &word[..4]),
+        (BASE, 4, &word[..4]),
+        (BASE, 16, &[word, word].concat()),
+        (BASE, 8, &[word, word].concat()),
+        (BASE, 0, &[]),
+    ] {
+        let mut scene = Scene::new(QpType::Rc);
+        let rest = [&reth(addr, scene.victim.mr.rkey(), len)[..], payload].concat();
+        let bad = scene.packet(ATOMIC_WRITE, EPSN, &rest);
+        scene.is_refused(&bad, NAK_INVALID, AsyncEvent::QpReqErr);
+    }
+    let mut scene = Scene::new(QpType::Rc);
+    let end = BASE + scene.victim.len as u64;
+    let rest = [&reth(end, scene.victim.mr.rkey(), 8)[..], &word].concat();
+    let bad = scene.packet(ATOMIC_WRITE, EPSN, &rest);
+    scene.is_refused(&bad, NAK_ACCESS, AsyncEvent::QpAccessErr);
+}
+
+#[test]
+fn an_atomic_write_that_is_repeated_is_answered_again_and_not_carried_out() {
+    let mut scene = Scene::new(QpType::Rc);
+    let rkey = scene.victim.mr.rkey();
+    let word = |byte: u8| [&reth(BASE, rkey, 8)[..], &[byte; 8]].concat();
+    let first = scene.packet(ATOMIC_WRITE, EPSN, &word(1));
+    let second = scene.packet(ATOMIC_WRITE, EPSN.plus(1), &word(2));
+    let answer = |psn| (READ_RESPONSE_ONLY, psn, 0x1f);
+    assert_eq!(scene.give(&first), [answer(EPSN)]);
+    assert_eq!(scene.give(&second), [answer(EPSN.plus(1))]);
+    assert_eq!(scene.give(&first), [answer(EPSN)]);
+    assert_eq!(scene.victim.bytes()[..8], [2; 8]);
+    assert_eq!(scene.count("duplicate_request"), 1);
+}
+
+#[test]
+fn a_flush_of_a_kind_that_there_is_not_is_an_invalid_request() {
+    // Neither placement, both with an unknown one, and selectivities that are reserved.
+    for (placement, selectivity) in [(0, 0), (4, 0), (9, 1), (1, 2), (1, 3)] {
+        let mut scene = Scene::new(QpType::Rc);
+        let reth = reth(BASE, scene.victim.mr.rkey(), 8);
+        let bad = scene.packet(FLUSH, EPSN, &feth_reth(placement, selectivity, &reth));
+        scene.is_refused(&bad, NAK_INVALID, AsyncEvent::QpReqErr);
+    }
+    let mut scene = Scene::new(QpType::Rc);
+    let long = reth(BASE, scene.victim.mr.rkey(), u32::MAX);
+    let bad = scene.packet(FLUSH, EPSN, &feth_reth(1, 0, &long));
+    scene.is_refused(&bad, NAK_INVALID, AsyncEvent::QpReqErr);
+}
+
+#[test]
+fn a_flush_that_the_key_does_not_allow_is_an_access_error() {
+    let outside = BASE + (16 << 10);
+    // Persistence, which memory here does not have; another key; behind the MR.
+    for (placement, whole, other_key, addr) in [
+        (2, 0, false, BASE),
+        (3, 1, false, BASE),
+        (1, 0, true, BASE),
+        (1, 1, true, BASE),
+        (1, 0, false, outside),
+    ] {
+        let mut scene = Scene::new(QpType::Rc);
+        let rkey = scene.victim.mr.rkey();
+        let rkey = if other_key { RKey(rkey.0 ^ 1) } else { rkey };
+        let bad = scene.packet(FLUSH, EPSN, &feth_reth(placement, whole, &reth(addr, rkey, 8)));
+        scene.is_refused(&bad, NAK_ACCESS, AsyncEvent::QpAccessErr);
+    }
+    let mut scene = Scene::new(QpType::Rc);
+    let rkey = scene.victim.mr.rkey();
+    let good = scene.packet(FLUSH, EPSN, &feth_reth(1, 1, &reth(outside, rkey, 0)));
+    assert_eq!(scene.give(&good), [(READ_RESPONSE_ONLY, EPSN, 0x1f)]);
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Sim {
             Psn::new(if self.rng.permille(300) { near_the_end } else { self.rng.next() as u32 })
         });
         let attr = QpAttr {
-            access: common::REMOTE_ALL,
+            access: net::ALL,
             path_mtu: Mtu::from_code(self.rng.between(1, 5) as u8).unwrap(),
             timeout: self.rng.between(10, 14) as u8,
             retry_cnt: 7,
@@ -195,7 +195,7 @@ impl Sim {
     }
 
     fn plan(&mut self, flow: &Flow, mtu: usize, word: u64) -> Option<Op> {
-        use WrOpcode::*;
+        use WrOpcode::{Flush as RdmaFlush, *};
         let of_transport: &[WrOpcode] = match flow.qp_type {
             QpType::Rc => &[
                 Send,
@@ -208,6 +208,8 @@ impl Sim {
                 RdmaRead,
                 AtomicCmpAndSwp,
                 AtomicFetchAndAdd,
+                AtomicWrite,
+                RdmaFlush,
             ],
             // What arrives must say what it is.
             QpType::Uc => &[SendWithImm, SendWithImm, RdmaWriteWithImm],
@@ -218,7 +220,7 @@ impl Sim {
         let reads = atomic || opcode == RdmaRead;
         let mtu = mtu as u64;
         let len = match self.rng.below(10) {
-            _ if atomic => 8,
+            _ if atomic || opcode == AtomicWrite => 8,
             _ if flow.qp_type == QpType::Ud => self.rng.below(1025),
             0 => 0,
             1..5 => self.rng.below(200),
@@ -229,7 +231,7 @@ impl Sim {
         let room = if flow.qp_type == QpType::Ud { DATAGRAM } else { len };
         let here = self.place(flow.from, len)?;
         let there = if atomic { word } else { self.place(flow.to, room)? };
-        let inline = !reads && len <= 256 && self.rng.permille(300);
+        let inline = !reads && opcode != RdmaFlush && len <= 256 && self.rng.permille(300);
         let compare_add = match opcode {
             // Half of them find what they look for.
             AtomicCmpAndSwp if self.rng.permille(500) => {
@@ -267,6 +269,7 @@ impl Sim {
                 word.copy_from_slice(&new.to_ne_bytes());
                 self.expected[flow.from][here].copy_from_slice(&old.to_ne_bytes());
             }
+            WrOpcode::Flush => {}
             _ => {
                 let bytes = self.expected[flow.from][here].to_vec();
                 self.expected[flow.to][there].copy_from_slice(&bytes);
@@ -341,7 +344,15 @@ impl Sim {
             ticket: id as u32,
             opcode: op.opcode,
             flags: SendFlags(op.flags),
-            data: if op.inline { SendData::Inline(bytes) } else { SendData::Sges(&sges) },
+            data: match op.opcode {
+                WrOpcode::Flush => SendData::Flush(Flush {
+                    length: op.len.into(),
+                    placement: Access::FLUSH_GLOBAL,
+                    whole_mr: op.swap & 1 != 0,
+                }),
+                _ if op.inline => SendData::Inline(bytes),
+                _ => SendData::Sges(&sges),
+            },
             imm: id as u32,
             remote_addr: BASE + op.there,
             rkey: if op.bad_key { RKey(rkey.0 ^ 1) } else { rkey },

@@ -68,6 +68,10 @@ pub struct DeviceAttr {
     pub local_dma_lkey: bool,
     /// 0: no atomics; 1: atomic among the QPs of this device; 2: with the whole system.
     pub atomic_cap: u32,
+    /// There is `WrOpcode::AtomicWrite`.
+    pub atomic_write: bool,
+    /// There is `WrOpcode::Flush`, with `Access::FLUSH_GLOBAL`.
+    pub flush: bool,
     /// P_Keys of the port.
     pub max_pkeys: u16,
     /// 4.096 us * 2^n is the longest that an acknowledgement takes.

@@ -109,6 +109,10 @@ impl Access {
     pub const MW_BIND: Self = Self(16);
     /// Addresses count from 0.
     pub const ZERO_BASED: Self = Self(32);
+    /// FLUSH until what was written is visible to the consumer (IBA annex A19).
+    pub const FLUSH_GLOBAL: Self = Self(1 << 8);
+    /// FLUSH until what was written outlives a loss of power.
+    pub const FLUSH_PERSISTENT: Self = Self(1 << 9);
     /// Relaxed ordering: accepted, without effect.
     pub const RELAXED_ORDERING: Self = Self(1 << 20);
 
@@ -267,6 +271,10 @@ code!(
         BindMw = 8,
         /// SEND with invalidate.
         SendWithInv = 9,
+        /// RDMA FLUSH (IBA annex A19).
+        Flush = 14,
+        /// Atomic write of 8 bytes (IBA annex A19).
+        AtomicWrite = 15,
         /// Fast registration.
         RegMr = 32,
     }
@@ -291,6 +299,10 @@ code!(
         LocalInv = 6,
         /// Fast registration.
         RegMr = 7,
+        /// RDMA FLUSH.
+        Flush = 8,
+        /// Atomic write.
+        AtomicWrite = 9,
         /// A message received.
         Recv = 128,
         /// Immediate data received after an RDMA WRITE.
@@ -316,6 +328,8 @@ impl From<WrOpcode> for WcOpcode {
             WrOpcode::LocalInv => Self::LocalInv,
             WrOpcode::BindMw => Self::BindMw,
             WrOpcode::RegMr => Self::RegMr,
+            WrOpcode::Flush => Self::Flush,
+            WrOpcode::AtomicWrite => Self::AtomicWrite,
         }
     }
 }

@@ -53,6 +53,19 @@ pub enum SendData<'a> {
     Reg(&'a RegMr),
     /// BIND_MW: what a memory window of type 2 shows.
     Bind(&'a MwBind),
+    /// FLUSH: what is to be flushed.
+    Flush(Flush),
+}
+
+/// What an RDMA FLUSH waits for (IBA annex A19).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flush {
+    /// Bytes from the work request's `remote_addr` on; of no meaning if `whole_mr`.
+    pub length: u64,
+    /// Of `Access`: `FLUSH_GLOBAL`, `FLUSH_PERSISTENT`, or both.
+    pub placement: Access,
+    /// All of the MR.
+    pub whole_mr: bool,
 }
 
 /// A fast registration (IBA 10.6.3.3, 11.4.1.1): the work request REG_MR.

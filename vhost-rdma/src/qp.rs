@@ -418,7 +418,7 @@ fn length(wr: &SendWr<'_>) -> u64 {
     match wr.data {
         SendData::Inline(bytes) => bytes.len() as u64,
         SendData::Sges(sges) => sges.iter().map(|s| u64::from(s.length)).sum(),
-        SendData::Reg(_) | SendData::Bind(_) => 0,
+        SendData::Reg(_) | SendData::Bind(_) | SendData::Flush(_) => 0,
     }
 }
 

@@ -175,6 +175,8 @@ abi_consts! { ACCESS_CONSTS, "Access rights (IBA 10.6.3), numbered as in ib_verb
     ACCESS_ZERO_BASED = 32;
     /// FLUSH with global visibility.
     ACCESS_FLUSH_GLOBAL = 256;
+    /// FLUSH with persistence: of QPs only.
+    ACCESS_FLUSH_PERSISTENT = 512;
     /// Relaxed ordering: accepted, of no effect.
     ACCESS_RELAXED_ORDERING = 1048576;
 }

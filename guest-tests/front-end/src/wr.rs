@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Work requests and work completions, as a consumer of verbs sees them.
 
-use virtio_rdma_abi::ring::{self, BindMwArgs, Cqe, RegMrArgs, Sge};
+use virtio_rdma_abi::ring::{self, BindMwArgs, Cqe, FlushArgs, RegMrArgs, Sge};
 use zerocopy::transmute;
 
 /// Access rights of MRs and QPs.
 pub mod access {
     pub use virtio_rdma_abi::control::{
+        ACCESS_FLUSH_GLOBAL as FLUSH_GLOBAL, ACCESS_FLUSH_PERSISTENT as FLUSH_PERSISTENT,
         ACCESS_LOCAL_WRITE as LOCAL_WRITE, ACCESS_MW_BIND as MW_BIND,
         ACCESS_REMOTE_ATOMIC as REMOTE_ATOMIC, ACCESS_REMOTE_READ as REMOTE_READ,
         ACCESS_REMOTE_WRITE as REMOTE_WRITE, ACCESS_ZERO_BASED as ZERO_BASED,
@@ -105,6 +106,18 @@ impl<'a> SendWr<'a> {
     pub fn bind_mw(wr_id: u64, rkey: u32, args: BindMwArgs) -> Self {
         let wr = Self::new(wr_id, ring::WR_BIND_MW, &[]).remote((0, rkey));
         Self { data: Data::Args(transmute!(args)), ..wr }
+    }
+
+    /// Atomic write of 8 bytes to (address, rkey).
+    pub fn atomic_write(wr_id: u64, sges: &'a [Sge], remote: (u64, u32)) -> Self {
+        Self::new(wr_id, ring::WR_ATOMIC_WRITE, sges).remote(remote)
+    }
+
+    /// FLUSH of what was written from (address, rkey) on.
+    pub fn flush(wr_id: u64, remote: (u64, u32), args: FlushArgs) -> Self {
+        let wr = Self::new(wr_id, ring::WR_FLUSH, &[]).remote(remote);
+        let words: [u64; 2] = transmute!(args);
+        Self { data: Data::Args([words[0], words[1], 0, 0]), ..wr }
     }
 
     /// LOCAL_INV of a key.

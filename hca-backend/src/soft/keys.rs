@@ -87,6 +87,12 @@ impl Use {
 }
 
 impl Entry {
+    /// Whether there is memory that may be used so.
+    fn gives(&self, pd: u32, access: Access) -> bool {
+        let there = matches!(self.memory, Memory::One(_) | Memory::Regions(_));
+        there && self.pd == pd && self.access.contains(access)
+    }
+
     /// The memory, if the access is allowed.
     #[inline]
     fn check(&self, pd: u32, access: Access, addr: u64, len: u64) -> Option<&UserMemory> {
@@ -215,6 +221,16 @@ impl Mrs {
         match rebind.find(rkey.0, of.user(), of.access, addr, len)? {
             Found::Memory(memory) => Some((Held::Counted(memory), addr)),
             Found::Part(part, at) => Some((self.through(part, at, len, of, guard)?, at)),
+        }
+    }
+
+    /// Whether a key gives a peer some rights, wherever. Never sleeps.
+    pub(crate) fn allows(&self, rkey: RKey, of: &Use, guard: &Guard) -> bool {
+        match self.entry(rkey.0, guard) {
+            Some(entry) => entry.gives(of.pd, of.access),
+            None => self
+                .rebind(rkey.0, guard)
+                .is_some_and(|rebind| rebind.gives(rkey.0, of.user(), of.access)),
         }
     }
 

@@ -217,6 +217,8 @@ impl HcaDriver for SoftHca {
             max_qp_rd_atom: u32::from(limits.max_rd_atomic),
             max_qp_init_rd_atom: u32::from(limits.max_rd_atomic),
             atomic_cap: 2,
+            atomic_write: true,
+            flush: true,
             max_pkeys: 1,
             local_ca_ack_delay: 15,
             ..DeviceAttr::default()

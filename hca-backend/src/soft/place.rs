@@ -77,6 +77,7 @@ impl<'a> Place<'a> {
         match data {
             SendData::Inline(bytes) => Ok(Self::Bytes(bytes)),
             SendData::Sges(sges) => Self::of_sges(sges, len, view),
+            SendData::Flush(_) => Ok(Self::Bytes(&[])),
             SendData::Reg(_) | SendData::Bind(_) => Err(ProtectionFault),
         }
     }

@@ -172,6 +172,16 @@ impl Rebind {
         }
     }
 
+    /// Whether what is behind `key` may be used so. Never sleeps.
+    pub(crate) fn gives(&self, key: u32, user: User, access: Access) -> bool {
+        let state = self.state.lock();
+        let bound = state.bound.as_ref().filter(|_| key == self.base | state.tag);
+        self.pd == user.pd
+            && bound.is_some_and(|bound| {
+                bound.owner.is_none_or(|owner| owner == user.qp) && bound.access.contains(access)
+            })
+    }
+
     /// The generation of the memory behind `key`, if a window may show `len` bytes of it.
     pub(crate) fn windowed(
         &self,

@@ -103,6 +103,7 @@ pub(crate) fn prepare(
             0
         }
         SendData::Reg(_) => return Err(Error::Unsupported("fast registration through verbs")),
+        SendData::Flush(_) => return Err(Error::Unsupported("FLUSH through verbs")),
     };
     if (wr.opcode == WrOpcode::BindMw) != bound.is_some() {
         return Err(Error::Invalid("a bind without a window"));
@@ -110,6 +111,9 @@ pub(crate) fn prepare(
     let (mut path, mut peer) = (None, (0, 0));
     match wr.opcode {
         WrOpcode::RegMr => return Err(Error::Unsupported("fast registration through verbs")),
+        WrOpcode::Flush | WrOpcode::AtomicWrite => {
+            return Err(Error::Unsupported("FLUSH and atomic write through verbs"));
+        }
         WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => {
             host.wr.atomic = wr_atomic {
                 remote_addr: wr.remote_addr,

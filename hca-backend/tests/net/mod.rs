@@ -226,7 +226,7 @@ impl Net {
         let ram: Arc<dyn Mapping> = Ram::mapping(memory.len() + 2 * GUARD);
         let whole = || window(&ram, BASE, GUARD, memory.len());
         whole().write(BASE, memory).unwrap();
-        let mr = n.pd.reg_mr(&self.cx, whole(), REMOTE_ALL).unwrap();
+        let mr = n.pd.reg_mr(&self.cx, whole(), ALL).unwrap();
         let init = QpInit {
             qp_type,
             send_cq: cqs[0].clone(),
@@ -381,6 +381,9 @@ pub fn frame(from: &GidEntry, to: &GidEntry, transport: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// All that memory can be used for.
+pub const ALL: Access = Access(REMOTE_ALL.0 | Access::FLUSH_GLOBAL.0);
+
 /// BTH with the default P_Key, and what follows it, padded.
 pub fn transport(opcode: u8, qpn: Qpn, psn: Psn, ack_req: bool, rest: &[u8]) -> Vec<u8> {
     let pad = rest.len().wrapping_neg() & 3;
@@ -391,6 +394,11 @@ pub fn transport(opcode: u8, qpn: Qpn, psn: Psn, ack_req: bool, rest: &[u8]) -> 
     bytes.extend(rest);
     bytes.resize(bytes.len() + pad, 0);
     bytes
+}
+
+/// A FETH and an RETH.
+pub fn feth_reth(placement: u8, selectivity: u8, reth: &[u8]) -> Vec<u8> {
+    [&[0, 0, 0, selectivity << 4 | placement], reth].concat()
 }
 
 /// An RETH.

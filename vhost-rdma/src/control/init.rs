@@ -78,6 +78,8 @@ impl Call<'_> {
             | has(attr.max_mw > 0, abi::CAP_MW)
             | has(attr.local_dma_lkey, abi::CAP_LOCAL_DMA_LKEY)
             | has(attr.max_xrcd > 0, abi::CAP_XRC)
+            | has(attr.atomic_write, abi::CAP_ATOMIC_WRITE)
+            | has(attr.flush, abi::CAP_FLUSH)
             | abi::CAP_REREG_MR
             | abi::CAP_DEVICE_MEMORY
     }

@@ -204,8 +204,14 @@ pub(crate) fn access(bits: u32) -> Result<Access, Status> {
         | abi::ACCESS_REMOTE_ATOMIC
         | abi::ACCESS_MW_BIND
         | abi::ACCESS_ZERO_BASED
+        | abi::ACCESS_FLUSH_GLOBAL
         | abi::ACCESS_RELAXED_ORDERING;
-    (bits & !known == 0).then_some(Access(bits)).ok_or(INVALID)
+    match bits {
+        // A guest's memory is gone with its power.
+        _ if bits & abi::ACCESS_FLUSH_PERSISTENT != 0 => Err(UNSUPPORTED),
+        _ if bits & !known != 0 => Err(INVALID),
+        _ => Ok(Access(bits)),
+    }
 }
 
 /// Both keys, whatever the rights: those may change.

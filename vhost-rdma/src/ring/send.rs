@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::memory::UserMemory;
-use rdma_midlayer::types::{RKey, Srqn, WrOpcode};
-use rdma_midlayer::work::{MAX_SGE, SendData, SendFlags, SendWr, Sge};
+use rdma_midlayer::types::{Access, RKey, Srqn, WrOpcode};
+use rdma_midlayer::work::{Flush, MAX_SGE, SendData, SendFlags, SendWr, Sge};
 use smallvec::SmallVec;
 use virtio_rdma_abi::ring::{
-    AtomicArgs, SEND_FENCE, SEND_INLINE, SEND_SIGNALED, SEND_SOLICITED, SendWqe, WQE_ATOMIC_ARGS,
-    WQE_SEND_DATA, XrcArgs,
+    AtomicArgs, FLUSH_GLOBAL, FLUSH_MR, FLUSH_PERSISTENT, FLUSH_RANGE, FlushArgs, SEND_FENCE,
+    SEND_INLINE, SEND_SIGNALED, SEND_SOLICITED, SendWqe, WQE_ATOMIC_ARGS, WQE_SEND_DATA, XrcArgs,
 };
 use zerocopy::FromBytes;
 
@@ -190,7 +190,7 @@ impl SendRing {
             srqn: None,
         };
         let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
-        let short = !atomic && !is_local(opcode);
+        let short = !atomic && !is_local(opcode) && opcode != WrOpcode::Flush;
         if flags & SEND_INLINE == 0 && num_sge <= LINE_SGES.min(self.max_sge) && short {
             if inline_length != 0 {
                 return None;
@@ -205,11 +205,13 @@ impl SendRing {
             wr.data = SendData::Sges(list);
             return Some(wr);
         }
-        if is_local(opcode) {
+        if is_local(opcode) || opcode == WrOpcode::Flush {
             if flags & SEND_INLINE != 0 || num_sge != 0 || inline_length != 0 {
                 return None;
             }
-            if opcode != WrOpcode::LocalInv {
+            if opcode == WrOpcode::Flush {
+                wr.data = SendData::Flush(flush(line)?);
+            } else if opcode != WrOpcode::LocalInv {
                 let bytes = room.bytes(LINE)?;
                 put_words(line, DATA / 8, bytes);
                 wr.data = SendData::Inline(&bytes[DATA..]);
@@ -226,6 +228,7 @@ impl SendRing {
                     | WrOpcode::SendWithInv
                     | WrOpcode::RdmaWrite
                     | WrOpcode::RdmaWriteWithImm
+                    | WrOpcode::AtomicWrite
             );
             if length > self.max_inline || num_sge != 0 || !takes_data {
                 return None;
@@ -301,6 +304,27 @@ impl SendRing {
 #[inline]
 fn is_local(opcode: WrOpcode) -> bool {
     matches!(opcode, WrOpcode::LocalInv | WrOpcode::BindMw | WrOpcode::RegMr)
+}
+
+/// The arguments of a WR_FLUSH; `None` if they make no sense.
+#[cold]
+fn flush(line: &[u64; LINE_WORDS]) -> Option<Flush> {
+    let mut bytes = [0; LINE];
+    put_words(line, DATA / 8, &mut bytes);
+    let args = FlushArgs::read_from_prefix(&bytes[DATA..]).ok()?.0;
+    let (global, persistent) = (args.placement & FLUSH_GLOBAL, args.placement & FLUSH_PERSISTENT);
+    let whole_mr = match args.selectivity {
+        FLUSH_RANGE => false,
+        FLUSH_MR => true,
+        _ => return None,
+    };
+    if args.placement == 0 || args.placement != global | persistent {
+        return None;
+    }
+    let right = |there: bool, right| if there { right } else { Access::NONE };
+    let placement =
+        right(global != 0, Access::FLUSH_GLOBAL) | right(persistent != 0, Access::FLUSH_PERSISTENT);
+    Some(Flush { length: args.length.get(), placement, whole_mr })
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub const CAPABILITIES: u64 = CAP_UC
     | CAP_MW
     | CAP_REREG_MR
     | CAP_XRC
+    | CAP_ATOMIC_WRITE
+    | CAP_FLUSH
     | CAP_LOCAL_DMA_LKEY
     | CAP_DEVICE_MEMORY;
 

@@ -18,6 +18,7 @@ mod hca_hotplug;
 mod init;
 mod kinds;
 mod lifecycle;
+mod placement;
 mod scribble;
 mod solicited;
 mod stress;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{Access, Gid, Psn, QpType, WcStatus, WrOpcode};
-use rdma_midlayer::work::SendWr;
+use rdma_midlayer::work::{SendData, SendWr};
 use rdma_midlayer::{Error, Result};
 
 use super::Qp;
@@ -81,6 +81,37 @@ impl Link {
     }
 }
 
+/// What a WR's opcode says of it.
+#[derive(Clone, Copy)]
+struct Form {
+    /// It brings something into local memory.
+    reads: bool,
+    /// It has 8 bytes of data.
+    one_word: bool,
+    /// It is of those of which the peer takes `max_dest_rd_atomic` at once.
+    answered: bool,
+}
+
+impl Form {
+    #[inline]
+    fn of(opcode: WrOpcode) -> Self {
+        let (reads, one_word, answered) = match opcode {
+            WrOpcode::RdmaRead => (true, false, true),
+            WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => (true, true, true),
+            WrOpcode::AtomicWrite => (false, true, true),
+            WrOpcode::Flush => (false, false, true),
+            _ => (false, false, false),
+        };
+        Self { reads, one_word, answered }
+    }
+}
+
+/// Whether a FLUSH names more bytes than a message may have.
+#[inline]
+pub(super) fn is_long_flush(data: SendData<'_>) -> bool {
+    matches!(data, SendData::Flush(flush) if !flush.whole_mr && flush.length > MAX_MESSAGE)
+}
+
 impl Qp {
     /// Checks what the transport has (IBA table 58).
     #[inline]
@@ -117,18 +148,14 @@ impl Qp {
         offset: u64,
         guard: &Guard,
     ) -> Step {
-        let (reads, atomic) = match wr.opcode {
-            WrOpcode::RdmaRead => (true, false),
-            WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => (true, true),
-            _ => (false, false),
-        };
-        if len > MAX_MESSAGE || atomic && len != 8 {
+        let form = Form::of(wr.opcode);
+        if len > MAX_MESSAGE || form.one_word && len != 8 || is_long_flush(wr.data) {
             return Step::Fail(WcStatus::LocLenErr);
         }
-        if reads && attr.max_rd_atomic == 0 {
+        if form.answered && attr.max_rd_atomic == 0 {
             return Step::Fail(WcStatus::LocQpOpErr);
         }
-        let access = if reads { Access::LOCAL_WRITE } else { Access::NONE };
+        let access = if form.reads { Access::LOCAL_WRITE } else { Access::NONE };
         let view = self.view(access, guard);
         let Ok(local) = Place::of_data(wr.data, len, view) else {
             return Step::Fail(WcStatus::LocProtErr);

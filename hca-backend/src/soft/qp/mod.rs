@@ -8,6 +8,7 @@ mod burst;
 mod datagram;
 mod execute;
 mod local;
+mod placement;
 mod queue;
 mod requester;
 mod responder;

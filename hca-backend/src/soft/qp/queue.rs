@@ -9,7 +9,7 @@ use super::local::{KeyChange, is_local};
 use crate::soft::rebind::Draining;
 use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::types::{RKey, Srqn, WrOpcode};
-use rdma_midlayer::work::{RecvWqe, RecvWr, SendData, SendFlags, SendWr, Sge};
+use rdma_midlayer::work::{Flush, RecvWqe, RecvWr, SendData, SendFlags, SendWr, Sge};
 
 /// A send WR without its data.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,8 @@ struct SendHeader {
 enum Kind {
     Sges(u8),
     Inline(u16),
+    /// No data: all of it is here.
+    Flush(Flush),
     /// A change of a key follows.
     Key,
     Malformed,
@@ -49,6 +51,7 @@ impl SendHeader {
                 _ if is_local(wr.opcode) => Kind::Key,
                 SendData::Sges(sges) => Kind::Sges(sges.len() as u8),
                 SendData::Inline(bytes) => Kind::Inline(bytes.len() as u16),
+                SendData::Flush(flush) => Kind::Flush(flush),
                 SendData::Reg(_) | SendData::Bind(_) => Kind::Key,
             },
             imm: wr.imm,
@@ -104,7 +107,7 @@ impl SendQueue {
         match wr.data {
             SendData::Sges(sges) => self.sges.extend(sges),
             SendData::Inline(bytes) => self.inline.extend(bytes),
-            SendData::Reg(_) | SendData::Bind(_) => {}
+            SendData::Reg(_) | SendData::Bind(_) | SendData::Flush(_) => {}
         }
         self.keys.extend(KeyChange::of(wr));
     }
@@ -121,7 +124,7 @@ impl SendQueue {
             Kind::Sges(count) => current.sges.extend(self.sges.drain(..usize::from(count))),
             Kind::Inline(len) => current.inline.extend(self.inline.drain(..usize::from(len))),
             Kind::Key => current.key = self.keys.pop_front(),
-            Kind::Malformed => {}
+            Kind::Flush(_) | Kind::Malformed => {}
         }
         true
     }
@@ -157,7 +160,7 @@ impl Current {
         match wr.data {
             SendData::Sges(sges) => self.sges.extend_from_slice(sges),
             SendData::Inline(bytes) => self.inline.extend_from_slice(bytes),
-            SendData::Reg(_) | SendData::Bind(_) => {}
+            SendData::Reg(_) | SendData::Bind(_) | SendData::Flush(_) => {}
         }
         self.key = KeyChange::of(wr);
         self.offset = offset;
@@ -182,6 +185,7 @@ impl Current {
             flags: header.flags,
             data: match header.kind {
                 Kind::Inline(_) => SendData::Inline(&self.inline),
+                Kind::Flush(flush) => SendData::Flush(flush),
                 _ => SendData::Sges(&self.sges),
             },
             imm: header.imm,

@@ -269,7 +269,15 @@ impl Qp {
             | WrOpcode::SendWithImm
             | WrOpcode::RdmaWrite
             | WrOpcode::RdmaWriteWithImm
-            | WrOpcode::SendWithInv => true,
+            | WrOpcode::SendWithInv
+            | WrOpcode::AtomicWrite => true,
+            WrOpcode::Flush => {
+                self.check_transport(wr)?;
+                return match wr.data {
+                    SendData::Flush(_) => Ok(0),
+                    _ => Err(Error::Invalid("data of the opcode")),
+                };
+            }
             WrOpcode::RdmaRead | WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => false,
             WrOpcode::LocalInv | WrOpcode::BindMw | WrOpcode::RegMr => {
                 self.check_transport(wr)?;
@@ -285,7 +293,9 @@ impl Qp {
             SendData::Inline(bytes) if bytes.len() > self.created.cap.max_inline as usize => {
                 Err(Error::Invalid("length of inline data"))
             }
-            SendData::Reg(_) | SendData::Bind(_) => Err(Error::Invalid("data of the opcode")),
+            SendData::Reg(_) | SendData::Bind(_) | SendData::Flush(_) => {
+                Err(Error::Invalid("data of the opcode"))
+            }
             data => Ok(length(data)),
         }
     }
@@ -541,6 +551,6 @@ fn length(data: SendData<'_>) -> u64 {
     match data {
         SendData::Sges(sges) => sges.iter().map(|sge| u64::from(sge.length)).sum(),
         SendData::Inline(bytes) => bytes.len() as u64,
-        SendData::Reg(_) | SendData::Bind(_) => 0,
+        SendData::Reg(_) | SendData::Bind(_) | SendData::Flush(_) => 0,
     }
 }

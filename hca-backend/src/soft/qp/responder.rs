@@ -182,6 +182,11 @@ impl Responder {
             && (access != Access::REMOTE_READ || self.max_dest_rd_atomic > 0)
     }
 
+    /// Whether the peer may use rights that its requests need which are answered like READs.
+    pub(super) fn places(&self, access: Access) -> bool {
+        self.access.contains(access) && self.max_dest_rd_atomic > 0
+    }
+
     /// Whether messages find their WQEs in the QP's own receive queue, and nobody has waited for one.
     #[inline]
     pub(super) fn takes_messages(&self) -> bool {
@@ -356,6 +361,8 @@ impl Qp {
             WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd => {
                 self.on_atomic(responder, request)
             }
+            WrOpcode::AtomicWrite => self.on_atomic_write(responder, request),
+            WrOpcode::Flush => self.on_flush(responder, request),
             _ => self.refuse_invalid(responder),
         }
     }

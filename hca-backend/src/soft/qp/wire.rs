@@ -132,6 +132,7 @@ fn wqe_of(wr: &SendWr<'_>, dest: Option<Dest>, error: Option<WcStatus>) -> SendW
         }
         SendData::Reg(reg) => (Data::Reg(Some(reg.clone())), 0),
         SendData::Bind(bind) => (Data::Bind(*bind), 0),
+        SendData::Flush(flush) => (Data::Flush(flush), 0),
     };
     SendWqe {
         wr_id: wr.wr_id,

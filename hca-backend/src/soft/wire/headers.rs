@@ -117,6 +117,38 @@ impl Reth {
     }
 }
 
+/// FLUSH extended transport header (IBA annex A19).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Feth {
+    /// Placement type: a set of `GLOBAL` and `PERSISTENT` (4 bits).
+    pub placement: u8,
+    /// Selectivity level: `RANGE` or `WHOLE_MR` (2 bits).
+    pub selectivity: u8,
+}
+
+impl Feth {
+    /// Bytes.
+    pub const LEN: usize = 4;
+    /// Placement: visible to all.
+    pub const GLOBAL: u8 = 1;
+    /// Placement: outlives a loss of power.
+    pub const PERSISTENT: u8 = 2;
+    /// Selectivity: the bytes that the RETH names.
+    pub const RANGE: u8 = 0;
+    /// Selectivity: all of the MR.
+    pub const WHOLE_MR: u8 = 1;
+
+    /// Reads it; reserved bits are not looked at.
+    pub fn parse(b: &[u8; 4]) -> Self {
+        Self { placement: b[3] & 15, selectivity: b[3] >> 4 & 3 }
+    }
+
+    /// Writes it.
+    pub fn emit(&self) -> [u8; 4] {
+        [0, 0, 0, (self.selectivity & 3) << 4 | self.placement & 15]
+    }
+}
+
 /// Atomic extended transport header (IBA 9.3.4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AtomicEth {
@@ -274,6 +306,8 @@ mod tests {
         assert_eq!(Bth::parse(&b), bth);
         let reth = Reth { addr: 0x0102_0304_0506_0708, rkey: RKey(9), len: 10 };
         assert_eq!(Reth::parse(&reth.emit()), reth);
+        let feth = Feth { placement: Feth::PERSISTENT, selectivity: Feth::WHOLE_MR };
+        assert_eq!((feth.emit(), Feth::parse(&feth.emit())), ([0, 0, 0, 0x12], feth));
         let atomic = AtomicEth { addr: 1, rkey: RKey(2), swap_add: 3, compare: u64::MAX - 4 };
         assert_eq!(AtomicEth::parse(&atomic.emit()), atomic);
         let deth = Deth { qkey: 0x8001_0000, src: Qpn(1) };

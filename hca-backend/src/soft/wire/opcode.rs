@@ -36,6 +36,10 @@ pub enum Kind {
     CmpSwap,
     /// Fetch and add.
     FetchAdd,
+    /// RDMA FLUSH (annex A19).
+    Flush,
+    /// Atomic write of 8 bytes (annex A19).
+    AtomicWrite,
     /// Congestion notification packet (RoCEv2, annex A17.9.3).
     Cnp,
 }
@@ -74,7 +78,11 @@ impl Op {
 
     /// Whether an RETH follows.
     pub const fn reth(&self) -> bool {
-        self.first && matches!(self.kind, Kind::Write | Kind::ReadRequest)
+        self.first
+            && matches!(
+                self.kind,
+                Kind::Write | Kind::ReadRequest | Kind::Flush | Kind::AtomicWrite
+            )
     }
 
     /// Whether an AtomicETH follows.
@@ -93,7 +101,10 @@ impl Op {
 
     /// Whether payload may follow.
     pub const fn payload(&self) -> bool {
-        matches!(self.kind, Kind::Send | Kind::Write | Kind::ReadResponse | Kind::Cnp)
+        matches!(
+            self.kind,
+            Kind::Send | Kind::Write | Kind::AtomicWrite | Kind::ReadResponse | Kind::Cnp
+        )
     }
 
     /// Bytes of the headers between BTH and payload.
@@ -103,6 +114,9 @@ impl Op {
             len += 8;
         }
         if matches!(self.transport, Transport::Xrc) && !self.is_response() {
+            len += 4;
+        }
+        if matches!(self.kind, Kind::Flush) {
             len += 4;
         }
         if self.reth() {
@@ -150,6 +164,8 @@ pub mod code {
     pub const FETCH_ADD: u8 = 0x14;
     pub const SEND_LAST_INV: u8 = 0x16;
     pub const SEND_ONLY_INV: u8 = 0x17;
+    pub const FLUSH: u8 = 0x1c;
+    pub const ATOMIC_WRITE: u8 = 0x1d;
     pub const UC: u8 = 0x20;
     pub const UD: u8 = 0x60;
     pub const XRC: u8 = 0xa0;
@@ -198,6 +214,8 @@ const fn entry(number: u8) -> Option<Op> {
         ATOMIC_ACK => (Kind::AtomicAck, true, true),
         CMP_SWAP => (Kind::CmpSwap, true, true),
         FETCH_ADD => (Kind::FetchAdd, true, true),
+        FLUSH => (Kind::Flush, true, true),
+        ATOMIC_WRITE => (Kind::AtomicWrite, true, true),
         _ => return None,
     };
     let mut op = op(number, transport, kind, first, last);
@@ -223,8 +241,8 @@ mod tests {
     #[test]
     fn the_table_has_the_opcodes_of_each_transport_and_no_others() {
         let count = |t| (0..=255).filter_map(Op::of).filter(|op| op.transport == t).count();
-        assert_eq!(count(Transport::Rc), 23);
-        assert_eq!(count(Transport::Xrc), 23);
+        assert_eq!(count(Transport::Rc), 25);
+        assert_eq!(count(Transport::Xrc), 25);
         assert_eq!(count(Transport::Uc), 12);
         assert_eq!(count(Transport::Ud), 2);
         assert_eq!(count(Transport::Cnp), 1);
@@ -242,6 +260,8 @@ mod tests {
         assert_eq!(len(READ_RESPONSE_MIDDLE), 0);
         assert_eq!(len(READ_RESPONSE_LAST), 4);
         assert_eq!(len(UD | SEND_ONLY_IMM), 12);
+        assert_eq!(len(FLUSH), 20);
+        assert_eq!(len(XRC | ATOMIC_WRITE), 20);
         assert_eq!(len(XRC | SEND_ONLY), 4);
     }
 }

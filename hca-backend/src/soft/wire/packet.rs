@@ -3,7 +3,7 @@
 
 use rdma_midlayer::types::Psn;
 
-use super::headers::{Aeth, AtomicEth, Bth, Deth, Reth};
+use super::headers::{Aeth, AtomicEth, Bth, Deth, Feth, Reth};
 use super::opcode::{Kind, Op, Transport};
 
 /// The P_Key of the default partition; the table has no other.
@@ -16,7 +16,9 @@ pub struct Packet<'a> {
     pub bth: Bth,
     /// What its opcode means.
     pub op: &'static Op,
-    /// WRITE and READ: where, and how much.
+    /// FLUSH: how.
+    pub feth: Feth,
+    /// WRITE, READ, FLUSH and atomic write: where, and how much.
     pub reth: Reth,
     /// Atomics: where, and what.
     pub atomic: AtomicEth,
@@ -66,6 +68,7 @@ impl<'a> Packet<'a> {
         let mut packet = Self {
             bth,
             op,
+            feth: Feth::default(),
             reth: Reth::default(),
             atomic: AtomicEth::default(),
             aeth: None,
@@ -80,6 +83,9 @@ impl<'a> Packet<'a> {
         }
         if op.transport == Transport::Xrc && !op.is_response() {
             packet.srqn = u32::from_be_bytes(*take(&mut rest)?) & 0xff_ffff;
+        }
+        if op.kind == Kind::Flush {
+            packet.feth = Feth::parse(take(&mut rest)?);
         }
         if op.reth() {
             packet.reth = Reth::parse(take(&mut rest)?);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdma_midlayer::attr::AhAttr;
 use rdma_midlayer::types::{Psn, Qpn, RKey, WcStatus, WrOpcode};
-use rdma_midlayer::work::{MwBind, RegMr, SendFlags, Sge};
+use rdma_midlayer::work::{Flush, MwBind, RegMr, SendFlags, Sge};
 
 use super::counters::Both;
 use super::dcqcn::{Notifier, Rate};
@@ -99,6 +99,8 @@ pub enum Data {
     Reg(Option<RegMr>),
     /// None: what a window is to show.
     Bind(MwBind),
+    /// None: what is to be flushed.
+    Flush(Flush),
 }
 
 /// How far a WR has come. New ones are `default()`.
@@ -109,19 +111,28 @@ pub struct Progress {
     first: Psn,
     /// PSNs.
     packets: u32,
-    /// READs and atomics: responses received.
+    /// Of those with responses: how many were received.
     received: u32,
 }
 
 impl SendWqe {
     /// READs and atomics: the response brings something.
     pub fn is_read(&self) -> bool {
-        use WrOpcode::{AtomicCmpAndSwp, AtomicFetchAndAdd, RdmaRead};
-        matches!(self.opcode, RdmaRead | AtomicCmpAndSwp | AtomicFetchAndAdd)
+        self.is_atomic() || self.opcode == WrOpcode::RdmaRead
     }
 
     fn is_atomic(&self) -> bool {
-        self.is_read() && self.opcode != WrOpcode::RdmaRead
+        matches!(self.opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd)
+    }
+
+    /// It has responses of its own, and the peer takes only so many of them at once.
+    fn is_answered(&self) -> bool {
+        self.is_read() || matches!(self.opcode, WrOpcode::Flush | WrOpcode::AtomicWrite)
+    }
+
+    /// It has 8 bytes of data.
+    fn is_one_word(&self) -> bool {
+        self.is_atomic() || self.opcode == WrOpcode::AtomicWrite
     }
 
     /// It sends nothing.
@@ -162,7 +173,7 @@ pub struct Config {
     pub retry_cnt: u8,
     /// RNR retries; 7 is without end.
     pub rnr_retry: u8,
-    /// READs and atomics outstanding.
+    /// READs and others with responses of their own outstanding.
     pub max_rd_atomic: u8,
 }
 
@@ -220,7 +231,7 @@ pub struct Requester {
     sent: Psn,
     /// First PSN that no WR has.
     free: Psn,
-    /// READs and atomics begun and not complete.
+    /// WRs with responses of their own begun and not complete.
     reads: u32,
     /// Responses that READs have asked for and not got: they are no load on the way there.
     read_psns: u32,
@@ -423,7 +434,7 @@ impl Requester {
             if !front.progress.begun {
                 break;
             }
-            if front.is_read() {
+            if front.is_answered() {
                 lost = upto.since(self.una) > 0;
                 break;
             }
@@ -451,7 +462,7 @@ impl Requester {
     fn end_front(&mut self, host: &mut impl Host, status: WcStatus) {
         let Some(wqe) = self.queue.pop_front() else { return };
         self.at = self.at.saturating_sub(1);
-        if wqe.is_read() && wqe.progress.begun {
+        if wqe.is_answered() && wqe.progress.begun {
             self.reads = self.reads.saturating_sub(1);
         }
         host.complete(&wqe, status);
@@ -548,7 +559,7 @@ impl Requester {
         self.end_front(host, status);
     }
 
-    /// The READ or atomic that a response is of: everything before it has arrived.
+    /// The WR that a response is of: everything before it has arrived.
     fn expects(
         &mut self,
         now: Instant,
@@ -560,8 +571,9 @@ impl Requester {
         self.acknowledge(now, psn, host, counters);
         let front = self.queue.front();
         psn == self.una
-            && front
-                .is_some_and(|wqe| wqe.progress.begun && wqe.is_read() && wqe.is_atomic() == atomic)
+            && front.is_some_and(|wqe| {
+                wqe.progress.begun && wqe.is_answered() && wqe.is_atomic() == atomic
+            })
     }
 
     fn on_read_response(
@@ -576,14 +588,18 @@ impl Requester {
         }
         let Some(front) = self.queue.front_mut() else { return };
         let offset = u64::from(front.progress.received) * self.config.mtu as u64;
-        let expected = (front.len - offset).min(self.config.mtu as u64);
+        // To a FLUSH or an atomic write it brings nothing.
+        let read = front.is_read();
+        let expected = if read { (front.len - offset).min(self.config.mtu as u64) } else { 0 };
         if packet.payload.len() as u64 != expected {
             return self.end_front(host, WcStatus::BadRespErr);
         }
-        if host.write(front, offset, packet.payload).is_err() {
-            return self.end_front(host, WcStatus::LocProtErr);
+        if read {
+            if host.write(front, offset, packet.payload).is_err() {
+                return self.end_front(host, WcStatus::LocProtErr);
+            }
+            self.read_psns = self.read_psns.saturating_sub(1);
         }
-        self.read_psns = self.read_psns.saturating_sub(1);
         self.response_taken(now, host, counters);
     }
 

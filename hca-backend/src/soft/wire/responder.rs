@@ -9,11 +9,12 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use rdma_midlayer::types::{Access, Psn, Qpn, RKey};
+use rdma_midlayer::work::Flush;
 
 use super::counters::Both;
 use super::dcqcn::Notifier;
 use super::frame::Path;
-use super::headers::{Nak, Syndrome};
+use super::headers::{Feth, Nak, Syndrome};
 use super::opcode::Kind;
 use super::packet::{Packet, packets, within};
 use super::requester::MAX_MESSAGE;
@@ -84,6 +85,10 @@ pub trait Host {
     fn read(&mut self, rkey: RKey, addr: u64, to: &mut [u8]) -> bool;
     /// Does an atomic; answers what was there.
     fn atomic(&mut self, rkey: RKey, addr: u64, atomic: Atomic) -> Result<u64, Refusal>;
+    /// Writes 8 bytes all at once.
+    fn atomic_write(&mut self, rkey: RKey, addr: u64, word: [u8; 8]) -> Result<(), Refusal>;
+    /// Returns when what was written is where a FLUSH wants it. False: the key does not allow it.
+    fn flush(&mut self, rkey: RKey, addr: u64, flush: &Flush) -> bool;
     /// Takes the next receive WQE in hand; answers its bytes. If one is in hand, that.
     fn take_wqe(&mut self) -> Result<u64, NoWqe>;
     /// Writes into the WQE in hand.
@@ -111,7 +116,7 @@ pub struct Config {
     pub mtu: usize,
     /// What the peer may do.
     pub access: Access,
-    /// READs and atomics that the peer may have outstanding.
+    /// READs and others with responses of their own that the peer may have outstanding.
     pub max_rd_atomic: u8,
     /// Timer code of RNR NAKs.
     pub min_rnr_timer: u8,
@@ -125,11 +130,24 @@ enum Message {
     Write { addr: u64, rkey: RKey, len: u64, done: u64 },
 }
 
-/// A READ or an atomic that was carried out, and may be asked for again.
+/// A request with responses of its own that was carried out, and may be asked for again.
 #[derive(Clone, Copy, Debug)]
 enum Resource {
-    Read { first: Psn, packets: u32, addr: u64, rkey: RKey, len: u64 },
-    Atomic { psn: Psn, original: u64 },
+    Read {
+        first: Psn,
+        packets: u32,
+        addr: u64,
+        rkey: RKey,
+        len: u64,
+    },
+    Atomic {
+        psn: Psn,
+        original: u64,
+    },
+    /// A FLUSH or an atomic write.
+    Placed {
+        psn: Psn,
+    },
 }
 
 /// Something to answer.
@@ -143,6 +161,11 @@ enum Reply {
     Atomic {
         psn: Psn,
         original: u64,
+        msn: u32,
+    },
+    /// Of a FLUSH or an atomic write.
+    Placed {
+        psn: Psn,
         msn: u32,
     },
     /// A READ's responses from `psn` on.
@@ -159,7 +182,10 @@ enum Reply {
 impl Reply {
     fn psn(&self) -> Psn {
         match self {
-            Reply::Answer { psn, .. } | Reply::Atomic { psn, .. } | Reply::Read { psn, .. } => *psn,
+            Reply::Answer { psn, .. }
+            | Reply::Atomic { psn, .. }
+            | Reply::Placed { psn, .. }
+            | Reply::Read { psn, .. } => *psn,
         }
     }
 }
@@ -342,6 +368,8 @@ impl Responder {
             Kind::Write => self.on_write(packet, host)?,
             Kind::ReadRequest => self.on_read(packet, host)?,
             Kind::CmpSwap | Kind::FetchAdd => self.on_atomic(packet, host)?,
+            Kind::AtomicWrite => self.on_atomic_write(packet, host)?,
+            Kind::Flush => self.on_flush(packet, host)?,
             Kind::ReadResponse | Kind::Ack | Kind::AtomicAck | Kind::Cnp => {
                 return Err(Refusal::Invalid.into());
             }
@@ -505,7 +533,48 @@ impl Responder {
         Ok(psn.plus(1))
     }
 
-    /// Whether the peer may have one more READ or atomic outstanding.
+    fn on_atomic_write(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
+        let reth = packet.reth;
+        let word = <[u8; 8]>::try_from(packet.payload).map_err(|_| Refusal::Invalid)?;
+        if !self.config.access.contains(Access::REMOTE_WRITE)
+            || reth.len != 8
+            || !reth.addr.is_multiple_of(8)
+            || !self.may_read_more()
+        {
+            return Err(Refusal::Invalid.into());
+        }
+        host.atomic_write(reth.rkey, reth.addr, word)?;
+        Ok(self.placed(packet.bth.psn))
+    }
+
+    fn on_flush(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
+        let (feth, reth) = (packet.feth, packet.reth);
+        let length = u64::from(reth.len);
+        let right = |bit, right| if feth.placement & bit != 0 { right } else { Access::NONE };
+        let placement = right(Feth::GLOBAL, Access::FLUSH_GLOBAL)
+            | right(Feth::PERSISTENT, Access::FLUSH_PERSISTENT);
+        let sound = (1..=Feth::GLOBAL | Feth::PERSISTENT).contains(&feth.placement)
+            && feth.selectivity <= Feth::WHOLE_MR
+            && length <= MAX_MESSAGE;
+        if !sound || !self.config.access.contains(placement) || !self.may_read_more() {
+            return Err(Refusal::Invalid.into());
+        }
+        let whole_mr = feth.selectivity == Feth::WHOLE_MR;
+        if !host.flush(reth.rkey, reth.addr, &Flush { length, placement, whole_mr }) {
+            return Err(Refusal::Access.into());
+        }
+        Ok(self.placed(packet.bth.psn))
+    }
+
+    /// A FLUSH or an atomic write is done: it is answered like a READ of nothing (annex A19).
+    fn placed(&mut self, psn: Psn) -> Psn {
+        self.count_message();
+        self.keep(Resource::Placed { psn });
+        self.replies.push_back(Reply::Placed { psn, msn: self.msn });
+        psn.plus(1)
+    }
+
+    /// Whether the peer may have one more request with responses outstanding.
     fn may_read_more(&self) -> bool {
         let waiting = self.replies.iter().filter(|r| !matches!(r, Reply::Answer { .. })).count();
         waiting < usize::from(self.config.max_rd_atomic)
@@ -553,6 +622,12 @@ impl Responder {
                     self.insert(Reply::Atomic { psn, original, msn: self.msn });
                 }
             }
+            Kind::AtomicWrite | Kind::Flush => {
+                let is_it = |r: &Resource| matches!(r, Resource::Placed { psn: at } if *at == psn);
+                if self.resources.iter().any(is_it) {
+                    self.insert(Reply::Placed { psn, msn: self.msn });
+                }
+            }
             Kind::ReadResponse | Kind::Ack | Kind::AtomicAck | Kind::Cnp => {}
         }
     }
@@ -568,7 +643,7 @@ impl Responder {
                     && reth.addr == addr.wrapping_add(skip)
                     && skip + u64::from(reth.len) == len
             }
-            Resource::Atomic { .. } => false,
+            Resource::Atomic { .. } | Resource::Placed { .. } => false,
         };
         let Some(Resource::Read { first, packets, .. }) = self.resources.iter().find(same).copied()
         else {

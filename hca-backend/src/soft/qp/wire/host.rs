@@ -9,11 +9,12 @@ use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::driver::AsyncEvent;
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{Access, QpState, Qpn, RKey, WcOpcode, WcStatus};
-use rdma_midlayer::work::{SendData, SendWr, WcFlags, WorkCompletion};
+use rdma_midlayer::work::{Flush, SendData, SendWr, WcFlags, WorkCompletion};
 
 use super::super::Qp;
 use super::super::execute::Step;
 use super::super::local::{self, KeyChange};
+use super::super::placement::NotPlaced;
 use super::super::responder::{NoWqe as NoRecv, Responder};
 use crate::soft::cq::Cq;
 use crate::soft::place::Place;
@@ -38,6 +39,7 @@ impl Sender<'_> {
             Data::Sges(sges) => {
                 Place::of_sges(sges, upto, self.qp.view(access, self.guard)).map_err(|_| Fault)
             }
+            Data::Flush(_) => Ok(Place::Bytes(&[])),
             Data::Reg(_) | Data::Bind(_) => Err(Fault),
         }
     }
@@ -75,7 +77,7 @@ impl SendHost for Sender<'_> {
         let change = match &wqe.data {
             Data::Reg(reg) => KeyChange::Reg(reg.clone()),
             Data::Bind(bind) => KeyChange::Bind(*bind),
-            Data::Sges(_) | Data::Inline(_) => KeyChange::Invalidate(wqe.rkey.0),
+            Data::Sges(_) | Data::Inline(_) | Data::Flush(_) => KeyChange::Invalidate(wqe.rkey.0),
         };
         let mut draining = self.qp.draining.lock();
         let step = match *draining {
@@ -165,6 +167,22 @@ impl RecvHost for Receiver<'_> {
         });
         // The consumer's address was aligned; the memory behind it is not.
         old.ok_or(Refusal::Invalid)
+    }
+
+    fn atomic_write(
+        &mut self,
+        rkey: RKey,
+        addr: u64,
+        word: [u8; 8],
+    ) -> std::result::Result<(), Refusal> {
+        self.qp.write_whole(rkey, addr, word, self.guard).map_err(|not| match not {
+            NotPlaced::Misaligned => Refusal::Invalid,
+            NotPlaced::Access => Refusal::Access,
+        })
+    }
+
+    fn flush(&mut self, rkey: RKey, addr: u64, flush: &Flush) -> bool {
+        self.qp.flush_memory(rkey, addr, flush, self.guard)
     }
 
     fn take_wqe(&mut self) -> std::result::Result<u64, NoWqe> {

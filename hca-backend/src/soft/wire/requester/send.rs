@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
-use rdma_midlayer::types::{WcStatus, WrOpcode};
+use rdma_midlayer::types::{Access, WcStatus, WrOpcode};
 use rdma_midlayer::work::SendFlags;
 
-use super::{Host, MAX_MESSAGE, Out, Requester, Service};
+use super::{Data, Host, MAX_MESSAGE, Out, Requester, Service};
 use crate::soft::wire::frame::Path;
-use crate::soft::wire::headers::{AtomicEth, Bth, Deth, Reth};
+use crate::soft::wire::headers::{AtomicEth, Bth, Deth, Feth, Reth};
 use crate::soft::wire::opcode::code;
 use crate::soft::wire::packet::{DEFAULT_PKEY, Head, packets, within};
 
@@ -84,7 +84,7 @@ impl Requester {
             if wqe.is_local() {
                 return self.do_local(host);
             }
-            if wqe.is_read() && self.reads >= self.config.max_rd_atomic.into() {
+            if wqe.is_answered() && self.reads >= self.config.max_rd_atomic.into() {
                 return Sent::No;
             }
             self.begin_next();
@@ -99,6 +99,7 @@ impl Requester {
         }
         match self.config.service {
             Service::Datagram => self.send_datagram(now, host, out),
+            _ if wqe.opcode == WrOpcode::Flush => self.send_flush(now, out),
             _ if wqe.is_read() => self.send_read(now, out),
             _ => self.send_data(now, host, out),
         }
@@ -114,10 +115,12 @@ impl Requester {
             Service::Datagram => self.config.mtu as u64,
             _ => MAX_MESSAGE,
         };
-        if wqe.len > longest || wqe.is_atomic() && wqe.len != 8 {
+        let long_flush =
+            matches!(&wqe.data, Data::Flush(f) if !f.whole_mr && f.length > MAX_MESSAGE);
+        if wqe.len > longest || long_flush || wqe.is_one_word() && wqe.len != 8 {
             return Some(WcStatus::LocLenErr);
         }
-        if wqe.is_read() && self.config.max_rd_atomic == 0 {
+        if wqe.is_answered() && self.config.max_rd_atomic == 0 {
             return Some(WcStatus::LocQpOpErr);
         }
         host.check(wqe).is_err().then_some(WcStatus::LocProtErr)
@@ -161,7 +164,7 @@ impl Requester {
         wqe.progress.first = first;
         wqe.progress.packets = count;
         wqe.progress.received = 0;
-        self.reads += u32::from(wqe.is_read());
+        self.reads += u32::from(wqe.is_answered());
         self.free = first.plus(count);
         self.next = first;
         if self.at == 0 {
@@ -193,7 +196,7 @@ impl Requester {
         under_way < MAX_PSNS && load < self.window
     }
 
-    /// A packet of a SEND or WRITE.
+    /// A packet of a SEND, WRITE or atomic write.
     fn send_data(&mut self, now: Instant, host: &mut impl Host, out: &mut Out<'_>) -> Sent {
         let reliable = self.config.service == Service::Reliable;
         if reliable && !self.window_is_open() {
@@ -206,6 +209,10 @@ impl Requester {
         let (first, last) = (index == 0, index + 1 == wqe.progress.packets);
         let offset = u64::from(index) * self.config.mtu as u64;
         let len = (wqe.len - offset).min(self.config.mtu as u64) as usize;
+        let write = matches!(
+            wqe.opcode,
+            WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm | WrOpcode::AtomicWrite
+        );
         let ack_req = reliable
             && (last || self.since_ack_req + 1 >= self.window / 4 || load + 1 >= self.window);
         let (opcode, imm) = data_opcode(wqe.opcode, first, last);
@@ -213,15 +220,10 @@ impl Requester {
         let bth = Bth {
             opcode: transport | opcode,
             solicited: last && wqe.flags.contains(SendFlags::SOLICITED),
-            migreq: true,
-            pkey: DEFAULT_PKEY,
-            dest: self.config.dest,
             ack_req,
-            psn: self.next,
-            ..Bth::default()
+            ..self.bth()
         };
         let mut head = Head::new(bth, len);
-        let write = matches!(wqe.opcode, WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm);
         if first && write {
             let reth = Reth { addr: wqe.remote_addr, rkey: wqe.rkey, len: wqe.len as u32 };
             head = head.with(&reth.emit());
@@ -268,16 +270,7 @@ impl Requester {
             WrOpcode::AtomicFetchAndAdd => code::FETCH_ADD,
             _ => code::READ_REQUEST,
         };
-        let bth = Bth {
-            opcode,
-            migreq: true,
-            pkey: DEFAULT_PKEY,
-            dest: self.config.dest,
-            ack_req: true,
-            psn: self.next,
-            ..Bth::default()
-        };
-        let head = Head::new(bth, 0);
+        let head = Head::new(Bth { opcode, ack_req: true, ..self.bth() }, 0);
         let head = if wqe.is_atomic() {
             let swapping = wqe.opcode == WrOpcode::AtomicCmpAndSwp;
             let atomic = AtomicEth {
@@ -299,6 +292,42 @@ impl Requester {
         self.went(now, chunk, head.bytes().len());
         self.arm(now);
         Sent::Yes
+    }
+
+    /// A FLUSH: there is no data, whatever length it names.
+    fn send_flush(&mut self, now: Instant, out: &mut Out<'_>) -> Sent {
+        if !self.window_is_open() {
+            return Sent::No;
+        }
+        let Some(path) = self.path else { return self.no_path(now, out) };
+        let wqe = &self.queue[self.at];
+        let Data::Flush(flush) = &wqe.data else { return Sent::No };
+        let has = |right, bit| if flush.placement.contains(right) { bit } else { 0 };
+        let placement = has(Access::FLUSH_GLOBAL, Feth::GLOBAL)
+            | has(Access::FLUSH_PERSISTENT, Feth::PERSISTENT);
+        let (selectivity, len) = match flush.whole_mr {
+            true => (Feth::WHOLE_MR, 0),
+            false => (Feth::RANGE, flush.length as u32),
+        };
+        let bth = Bth { opcode: code::FLUSH, ack_req: true, ..self.bth() };
+        let reth = Reth { addr: wqe.remote_addr, rkey: wqe.rkey, len };
+        let head =
+            Head::new(bth, 0).with(&Feth { placement, selectivity }.emit()).with(&reth.emit());
+        let _ = out.push(&path, head.bytes(), 0, |_| Ok::<(), ()>(()));
+        self.went(now, 1, head.bytes().len());
+        self.arm(now);
+        Sent::Yes
+    }
+
+    /// What is the same in all packets to a connected peer.
+    fn bth(&self) -> Bth {
+        Bth {
+            migreq: true,
+            pkey: DEFAULT_PKEY,
+            dest: self.config.dest,
+            psn: self.next,
+            ..Bth::default()
+        }
     }
 
     fn send_datagram(&mut self, now: Instant, host: &mut impl Host, out: &mut Out<'_>) -> Sent {
@@ -349,6 +378,9 @@ impl Requester {
 /// The opcode of a packet of a message, and whether a word of immediate data or a key goes with it.
 fn data_opcode(opcode: WrOpcode, first: bool, last: bool) -> (u8, bool) {
     use code::*;
+    if opcode == WrOpcode::AtomicWrite {
+        return (ATOMIC_WRITE, false);
+    }
     let write = matches!(opcode, WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm);
     let word = matches!(
         opcode,

@@ -40,6 +40,11 @@ impl Responder {
                     self.push(&path, code::ATOMIC_ACK, psn, &[&aeth, &original.to_be_bytes()], out);
                     self.replies.pop_front();
                 }
+                Reply::Placed { psn, msn } => {
+                    let aeth = Aeth { syndrome: Syndrome::Ack, msn }.emit();
+                    self.push(&path, code::READ_RESPONSE_ONLY, psn, &[&aeth], out);
+                    self.replies.pop_front();
+                }
                 Reply::Read { .. } => {
                     if self.send_response(&path, host, out).is_err() {
                         self.refuse_rest(reply.psn(), host, out);
