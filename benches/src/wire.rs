@@ -209,15 +209,18 @@ impl Drop for Raw {
 /// Spins as a worker does, and sleeps when nothing comes.
 fn serve(port: &dyn Port, arrived: &AtomicU64, stop: &AtomicBool) -> std::io::Result<()> {
     let (mut buffer, mut back) = (port.buffer(), FrameBatch::new(64));
+    // One frame is looked for as long as they come one at a time: that costs the least.
+    let mut want = 1;
     let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         back.clear();
         let mut long = 0;
-        port.receive(&mut buffer, 64, &mut |frame| match frame.len() {
+        let got = port.receive(&mut buffer, want, &mut |frame| match frame.len() {
             FRAME => long += 1,
             SMALL_FRAME => back.push(frame),
             _ => {}
         })?;
+        want = if long == 0 || got < want { 1 } else { 64 };
         arrived.fetch_add(long, Ordering::Release);
         if !back.is_empty() {
             port.send(&back, 0..back.len())?;

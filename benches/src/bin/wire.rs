@@ -2,6 +2,7 @@
 //! Measures RDMA over the wire between two daemons beside the bare ports that join them, in turns in one
 //! run, and prints a table.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -31,6 +32,26 @@ struct Cli {
     /// Only this kind of port
     #[arg(long, value_enum)]
     kind: Option<Kind>,
+    /// Only this
+    #[arg(long, value_enum)]
+    only: Option<Only>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    /// Bursts of long messages.
+    Throughput,
+    /// Short messages, one at a time.
+    Latency,
+    /// Streams, with losses and without.
+    Loss,
+}
+
+impl Cli {
+    fn wants(&self, what: Only) -> bool {
+        self.only.is_none_or(|only| only == what)
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -55,24 +76,30 @@ impl Figures {
         let mb = |values: &[f64]| median(values.to_vec()) / 1e6;
         let us = |values: &[f64]| median(values.to_vec()) * 1e6;
         let kind = format!("{kind:?}").to_lowercase();
-        println!(
-            "{kind}: 4 KB MTU WRITE {:.0} MB/s, raw {:.0} MB/s: {:.2} (goal >= 0.5)",
-            mb(&self.ours),
-            mb(&self.raw),
-            ratio(&self.ours, &self.raw)
-        );
-        println!(
-            "{kind}: 64 B WRITE post to CQE {:.1} us, raw round trip {:.1} us: {:.2} (goal <= 1.35)",
-            us(&self.latency),
-            us(&self.raw_trip),
-            ratio(&self.latency, &self.raw_trip)
-        );
-        println!(
-            "{kind}: with 0.1 % loss {:.0} MB/s, without {:.0} MB/s: {:.2} (goal >= 0.5)",
-            mb(&self.lossy),
-            mb(&self.lossless),
-            ratio(&self.lossy, &self.lossless)
-        );
+        if !self.ours.is_empty() {
+            println!(
+                "{kind}: 4 KB MTU WRITE {:.0} MB/s, raw {:.0} MB/s: {:.2} (goal >= 0.5)",
+                mb(&self.ours),
+                mb(&self.raw),
+                ratio(&self.ours, &self.raw)
+            );
+        }
+        if !self.latency.is_empty() {
+            println!(
+                "{kind}: 64 B WRITE post to CQE {:.2} us, raw round trip {:.2} us: {:.3} (goal <= 1.35)",
+                us(&self.latency),
+                us(&self.raw_trip),
+                ratio(&self.latency, &self.raw_trip)
+            );
+        }
+        if !self.lossy.is_empty() {
+            println!(
+                "{kind}: with 0.1 % loss {:.0} MB/s, without {:.0} MB/s: {:.2} (goal >= 0.5)",
+                mb(&self.lossy),
+                mb(&self.lossless),
+                ratio(&self.lossy, &self.lossless)
+            );
+        }
     }
 }
 
@@ -84,6 +111,55 @@ fn streams(across: &mut Across, cli: &Cli) -> Result<f64> {
         std::thread::sleep(Duration::from_millis(2 * cli.stream));
     }
     Ok(cli.windows as f64 / slowness)
+}
+
+/// Windows of a burst and of some round trips: bytes a second, and seconds.
+fn windows<T>(
+    cli: &Cli,
+    side: &mut T,
+    burst: fn(&mut T) -> Result<Duration>,
+    trips: fn(&mut T, u32) -> Result<Duration>,
+) -> Result<[Option<f64>; 2]> {
+    let (mut bursts, mut all_trips) = (Vec::new(), Vec::new());
+    for _ in 0..cli.windows {
+        if cli.wants(Only::Throughput) {
+            bursts.push(first(|| burst(side))?.as_secs_f64());
+        }
+        if cli.wants(Only::Latency) {
+            all_trips.push(first(|| trips(side, 50))?.as_secs_f64());
+        }
+    }
+    let speed = (!bursts.is_empty()).then(|| BURST_BYTES as f64 / median(bursts));
+    Ok([speed, (!all_trips.is_empty()).then(|| median(all_trips))])
+}
+
+/// One figure of everything, the bare ports' first.
+fn round(
+    cx: MaySleep,
+    cli: &Cli,
+    kind: Kind,
+    folder: &Path,
+    figures: &mut Figures,
+) -> Result<MaySleep> {
+    let there = cli.cpus.get(1).copied().context("--cpus wants two")?;
+    let ports = kind.ports(folder, 0)?;
+    let mut raw = Raw::open(&ports, there)?;
+    let [speed, trip] = windows(cli, &mut raw, Raw::burst, Raw::round_trips)?;
+    figures.raw.extend(speed);
+    figures.raw_trip.extend(trip);
+    drop(raw);
+    let mut across = Across::start(cx, &ports, there)?;
+    let [speed, trip] = windows(cli, &mut across, Across::burst, Across::latency)?;
+    figures.ours.extend(speed);
+    figures.latency.extend(trip);
+    if !cli.wants(Only::Loss) {
+        return Ok(across.end());
+    }
+    figures.lossless.push(streams(&mut across, cli)?);
+    let cx = across.end();
+    let mut across = Across::start(cx, &kind.ports(folder, 1000)?, there)?;
+    figures.lossy.push(streams(&mut across, cli)?);
+    Ok(across.end())
 }
 
 fn main() -> Result<()> {
@@ -99,31 +175,12 @@ fn main() -> Result<()> {
         }
         let mut figures = Figures::default();
         for _ in 0..cli.rounds {
-            let ports = kind.ports(folder.path(), 0)?;
-            let mut raw = Raw::open(&ports, there)?;
-            let (mut burst, mut trip) = (Vec::new(), Vec::new());
-            for _ in 0..cli.windows {
-                burst.push(first(|| raw.burst())?.as_secs_f64());
-                trip.push(first(|| raw.round_trips(50))?.as_secs_f64());
-            }
-            figures.raw.push(BURST_BYTES as f64 / median(burst));
-            figures.raw_trip.push(median(trip));
-            drop(raw);
-            let mut across = Across::start(cx, &ports, there)?;
-            let (mut burst, mut trip) = (Vec::new(), Vec::new());
-            for _ in 0..cli.windows {
-                burst.push(first(|| across.burst())?.as_secs_f64());
-                trip.push(first(|| across.latency(50))?.as_secs_f64());
-            }
-            figures.ours.push(BURST_BYTES as f64 / median(burst));
-            figures.latency.push(median(trip));
-            figures.lossless.push(streams(&mut across, &cli)?);
-            cx = across.end();
-            let mut across = Across::start(cx, &kind.ports(folder.path(), 1000)?, there)?;
-            figures.lossy.push(streams(&mut across, &cli)?);
-            cx = across.end();
+            cx = round(cx, &cli, kind, folder.path(), &mut figures)?;
         }
         figures.print(kind);
+        if !cli.wants(Only::Loss) {
+            continue;
+        }
         let mut across = Across::start(cx, &kind.ports(folder.path(), 100_000)?, there)?;
         across.verify(0x5a)?;
         cx = across.end();

@@ -5,15 +5,16 @@
 //! Not here: who moves the frames, and what a packet does (`wire`, `qp::wire`).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use rdma_midlayer::attr::GidEntry;
 use rdma_midlayer::driver::Waker;
 use rdma_midlayer::rcu::{self, Guard};
-use rdma_midlayer::types::{Mtu, Qpn};
+use rdma_midlayer::types::{Gid, Mtu, Qpn};
 
+use super::context::Context;
 use super::network::Network;
 use super::port::Core;
 use super::qp::Qp;
@@ -29,6 +30,8 @@ const PACKETS_A_TURN: usize = 64;
 const TURNS: usize = 64;
 /// Timers that expire in one call.
 const TIMERS: usize = 256;
+/// Ways that packets have come which are remembered.
+const SEEN: usize = 64;
 /// The line rate that is taken where none is known: 100 Gb/s, in bytes a second.
 const DEFAULT_RATE: u64 = 12_500_000_000;
 
@@ -67,7 +70,10 @@ pub struct QpCounts {
 /// thread may call anything, also at once.
 pub struct Link {
     config: LinkConfig,
-    network: OnceLock<Weak<Network>>,
+    /// And its epoch.
+    network: OnceLock<(Weak<Network>, Arc<AtomicU64>)>,
+    /// By source and destination.
+    seen: [SpinLock<Option<Seen>>; SEEN],
     ready: RunQueue<Weak<Qp>>,
     timers: SpinLock<BTreeMap<TimerKey, Weak<Qp>>>,
     timer_count: AtomicUsize,
@@ -92,6 +98,7 @@ impl Link {
         Arc::new(Self {
             config,
             network: OnceLock::new(),
+            seen: std::array::from_fn(|_| SpinLock::new(None)),
             ready: RunQueue::new(),
             timers: SpinLock::new(BTreeMap::new()),
             timer_count: AtomicUsize::new(0),
@@ -119,6 +126,11 @@ impl Link {
     /// Appends frames until the batch is full, or nothing is to be sent now. Returns how many. Whoever
     /// drives the link calls it again while the batch comes back full: otherwise the next frame wakes.
     pub fn transmit(&self, now: Instant, batch: &mut FrameBatch) -> usize {
+        // As it was left by the last call, mostly.
+        let nothing = !self.ready.has_tasks();
+        if nothing && (self.ready.is_idle() || self.ready.fall_idle()) {
+            return 0;
+        }
         let before = batch.len();
         let guard = rcu::enter();
         self.ready.awake();
@@ -209,7 +221,7 @@ impl Link {
 
     /// The network whose devices are behind the link. The first one stays.
     pub(crate) fn attach(&self, network: &Arc<Network>) {
-        if self.network.set(Arc::downgrade(network)).is_err() {
+        if self.network.set((Arc::downgrade(network), network.shared_epoch())).is_err() {
             log::error!("{}: a link has one network", self.config.name);
         }
     }
@@ -254,7 +266,7 @@ impl Link {
     }
 
     fn network(&self) -> Option<Arc<Network>> {
-        self.network.get()?.upgrade()
+        self.network.get()?.0.upgrade()
     }
 
     fn wake(&self) {
@@ -262,6 +274,40 @@ impl Link {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// The device that a datagram is for, or what becomes of the datagram.
+    fn context_of(
+        &self,
+        datagram: &Datagram<'_>,
+        from_outside: bool,
+    ) -> Result<Arc<Context>, Handled> {
+        let Datagram { source, dest, vlan, .. } = *datagram;
+        let seen = &self.seen[usize::from(source.0[15] ^ dest.0[15]) % SEEN];
+        let epoch = self.network.get().map(|(_, epoch)| epoch.load(Ordering::Acquire));
+        if from_outside
+            && let Some(seen) = &*seen.lock()
+            && (Some(seen.epoch), seen.source, seen.dest, seen.vlan) == (epoch, source, dest, vlan)
+            && let Some(context) = seen.context.upgrade()
+        {
+            return Ok(context);
+        }
+        let (Some(network), Some(epoch)) = (self.network(), epoch) else {
+            return Err(Handled::NotOurs);
+        };
+        let context = network.find(dest).filter(|c| c.answers_to(dest, vlan));
+        let context = context.ok_or(Handled::NotOurs)?;
+        if from_outside {
+            // The devices behind the link send no packets by way of the port.
+            if network.find(source).is_some() {
+                self.counters.spoofed.inc();
+                return Err(Handled::Taken);
+            }
+            let now = Seen { epoch, source, dest, vlan, context: Arc::downgrade(&context) };
+            let old = seen.lock().replace(now);
+            drop(old);
+        }
+        Ok(context)
     }
 
     fn take_in(&self, now: Instant, frame: &[u8], from_outside: bool, guard: &Guard) -> Handled {
@@ -273,16 +319,10 @@ impl Link {
                 return Handled::Taken;
             }
         };
-        let Some(network) = self.network() else { return Handled::NotOurs };
-        let context = network.find(datagram.dest);
-        let Some(context) = context.filter(|c| c.answers_to(datagram.dest, datagram.vlan)) else {
-            return Handled::NotOurs;
+        let context = match self.context_of(&datagram, from_outside) {
+            Ok(context) => context,
+            Err(handled) => return handled,
         };
-        // The devices behind the link send no packets by way of the port.
-        if from_outside && network.find(datagram.source).is_some() {
-            self.counters.spoofed.inc();
-            return Handled::Taken;
-        }
         if !datagram.icrc_is_right() {
             self.counters.icrc_err.inc();
             return Handled::Taken;
@@ -311,6 +351,15 @@ impl Link {
     }
 }
 
+/// A way that packets have come before, and to whom it leads while the network's epoch is the same.
+struct Seen {
+    epoch: u64,
+    source: Gid,
+    dest: Gid,
+    vlan: Option<u16>,
+    context: Weak<Context>,
+}
+
 impl Core for Link {
     fn take(&self, now: Instant, frame: &[u8]) -> bool {
         self.handle_frame(now, frame) == Handled::Taken
@@ -322,6 +371,10 @@ impl Core for Link {
 
     fn handle_timer(&self, now: Instant) {
         self.handle_timer(now);
+    }
+
+    fn has_frames(&self) -> bool {
+        self.has_frames()
     }
 
     fn transmit(&self, now: Instant, batch: &mut FrameBatch) {

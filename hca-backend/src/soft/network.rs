@@ -18,7 +18,7 @@ use super::spin::SpinLock;
 pub(crate) struct Network {
     id: u64,
     /// Changes whenever a GID comes or goes.
-    epoch: AtomicU64,
+    epoch: Arc<AtomicU64>,
     holders: SpinLock<HashMap<Gid, Holder>>,
     /// The way to peers of other daemons.
     link: Option<Arc<Link>>,
@@ -36,7 +36,7 @@ impl Network {
     pub(crate) fn new(id: u64, link: Option<Arc<Link>>, force_wire: bool) -> Arc<Self> {
         let network = Arc::new(Self {
             id,
-            epoch: AtomicU64::new(1),
+            epoch: Arc::new(AtomicU64::new(1)),
             holders: SpinLock::new(HashMap::new()),
             link,
             force_wire,
@@ -81,6 +81,11 @@ impl Network {
     #[inline]
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The epoch for those who outlive the network.
+    pub(crate) fn shared_epoch(&self) -> Arc<AtomicU64> {
+        self.epoch.clone()
     }
 
     /// Gives a GID to a context.

@@ -2,7 +2,7 @@
 //! A port of Unix datagrams, one Ethernet frame each: what QEMU's `-netdev dgram` speaks.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -65,6 +65,25 @@ impl Dgram {
     }
 }
 
+impl Dgram {
+    /// Sends a frame on its own, which costs less than a list of one. Returns how many went.
+    fn send_one(&self, frame: &[u8]) -> usize {
+        let pieces = [IoSlice::new(frame)];
+        loop {
+            match sys::send_message(self.socket.as_fd(), &pieces, self.remote.as_ref()) {
+                Ok(()) => self.counts.sent(1, frame.len()),
+                Err(e) => match e.kind() {
+                    io::ErrorKind::WouldBlock => return 0,
+                    io::ErrorKind::Interrupted => continue,
+                    // Nobody is there (any more), or the datagram is longer than the socket takes.
+                    _ => self.counts.send_dropped(1),
+                },
+            }
+            return 1;
+        }
+    }
+}
+
 /// Removes a socket that a process has left behind.
 fn remove_stale(path: &Path) -> Result<(), OpenError> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
@@ -86,6 +105,9 @@ fn remove_stale(path: &Path) -> Result<(), OpenError> {
 
 impl Port for Dgram {
     fn send(&self, frames: &FrameBatch, range: Range<usize>) -> io::Result<usize> {
+        if range.len() == 1 {
+            return Ok(self.send_one(frames.frame(range.start)));
+        }
         let mut messages = Messages::with_capacity(range.len());
         for index in range.clone() {
             messages.piece(frames.frame(index));
@@ -102,7 +124,7 @@ impl Port for Dgram {
                 Err(e) => match e.kind() {
                     io::ErrorKind::WouldBlock => break,
                     io::ErrorKind::Interrupted => {}
-                    // Nobody is there (any more), or the datagram is longer than the socket takes.
+                    // As in `send_one`.
                     _ => {
                         self.counts.send_dropped(1);
                         taken += 1;
@@ -119,25 +141,25 @@ impl Port for Dgram {
         max: usize,
         sink: &mut dyn FnMut(&[u8]),
     ) -> io::Result<usize> {
-        let mut slots: Vec<&mut [u8]> = buffer.slots().take(max.clamp(1, BURST)).collect();
-        let mut received = [Received::default(); BURST];
-        let fd = self.socket.as_fd();
-        let got = match sys::receive_messages(fd, &mut slots, 0, false, &mut received) {
+        let (max, mut bytes, mut cut) = (max.clamp(1, BURST), 0, 0);
+        let each = |slot: &mut [u8], received: Received| {
+            if received.truncated {
+                cut += 1;
+            } else {
+                bytes += received.length;
+                sink(&slot[..received.length]);
+            }
+        };
+        let got = match sys::receive_messages(self.socket.as_fd(), buffer, max, 0, false, each) {
             Ok(got) => got,
             // A peer that is gone is no reason to stop listening.
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => 0,
             Err(e) => return Err(e),
         };
-        let mut bytes = 0;
-        for (slot, received) in slots.iter().zip(&received[..got]) {
-            if received.truncated {
-                self.counts.receive_dropped(1);
-            } else {
-                bytes += received.length;
-                sink(&slot[..received.length]);
-            }
+        if got > 0 {
+            self.counts.received(got - cut, bytes);
+            self.counts.receive_dropped(cut);
         }
-        self.counts.received(got, bytes);
         Ok(got)
     }
 

@@ -75,6 +75,8 @@ struct State {
     learned: HashMap<Mac, MemberId>,
     /// Devices whose guest answers ARP on another way.
     silent: HashSet<Mac>,
+    /// Frames that came and are not the HCA's; empty between two calls, and kept for its memory.
+    foreign: FrameBatch,
 }
 
 impl Exchange {
@@ -85,7 +87,8 @@ impl Exchange {
     pub fn new() -> io::Result<Self> {
         let (ready, alarm) = (Ready::new()?, Alarm::new()?);
         ready.add(alarm.fd())?;
-        Ok(Self { ready, alarm, rings: AtomicBool::new(false), state: Mutex::default() })
+        let state = State { foreign: FrameBatch::new(64), ..State::default() };
+        Ok(Self { ready, alarm, rings: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -192,7 +195,7 @@ impl Exchange {
     /// others on. Returns how many came. A member that has failed is disconnected.
     pub fn receive(&self, now: Instant, max: usize, station: &dyn Station) -> usize {
         let mut state = self.state();
-        if self.rings.swap(false, Ordering::Relaxed) {
+        if self.rings.load(Ordering::Relaxed) && self.rings.swap(false, Ordering::Relaxed) {
             self.alarm.quiet();
         }
         for member in &mut state.members {
@@ -201,12 +204,11 @@ impl Exchange {
             }
         }
         let mut total = 0;
-        let mut foreign = FrameBatch::new(64);
+        let mut foreign = std::mem::take(&mut state.foreign);
         let mut failed = Vec::new();
         for place in 0..state.members.len() {
             let member = &mut state.members[place];
             let (id, silent) = (member.id, member.guest);
-            foreign.clear();
             let sink = &mut |frame: &[u8]| {
                 if !station.take(now, frame) {
                     foreign.push(frame);
@@ -222,8 +224,12 @@ impl Exchange {
             for i in 0..foreign.len() {
                 state.learn(foreign.frame(i), id, silent);
             }
-            self.forward(&mut state, place, &foreign, station);
+            if !foreign.is_empty() {
+                self.forward(&mut state, place, &foreign, station);
+                foreign.clear();
+            }
         }
+        state.foreign = foreign;
         if !failed.is_empty() {
             state.members.retain(|member| !failed.contains(&member.id));
         }
@@ -232,8 +238,9 @@ impl Exchange {
 
     /// Makes the descriptor readable after a while.
     fn again(&self) {
-        self.alarm.set(AGAIN);
-        self.rings.store(true, Ordering::Relaxed);
+        if !self.rings.swap(true, Ordering::Relaxed) {
+            self.alarm.set(AGAIN);
+        }
     }
 
     fn forward(&self, state: &mut State, from: usize, frames: &FrameBatch, station: &dyn Station) {

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub struct Fault<P> {
     inner: P,
     ready: Ready,
     alarm: Alarm,
+    /// The alarm is set, or rings.
+    rings: AtomicBool,
     out: Mutex<Lane>,
     into: Mutex<Lane>,
 }
@@ -131,7 +134,8 @@ impl<P: Port> Fault<P> {
         ready.add(inner.fd())?;
         ready.add(alarm.fd())?;
         let lane = |i| Mutex::new(Lane::new(faults, i));
-        Ok(Self { inner, ready, alarm, out: lane(0), into: lane(1) })
+        let rings = AtomicBool::new(false);
+        Ok(Self { inner, ready, alarm, rings, out: lane(0), into: lane(1) })
     }
 
     fn send_now(&self, lane: &mut Lane, frames: &FrameBatch) -> io::Result<()> {
@@ -144,6 +148,7 @@ impl<P: Port> Fault<P> {
     fn wake_at(&self, now: Instant, at: Option<Instant>) {
         if let Some(at) = at {
             self.alarm.set(at.saturating_duration_since(now));
+            self.rings.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -171,7 +176,9 @@ impl<P: Port> Port for Fault<P> {
         max: usize,
         sink: &mut dyn FnMut(&[u8]),
     ) -> io::Result<usize> {
-        self.alarm.quiet();
+        if self.rings.swap(false, Ordering::Relaxed) {
+            self.alarm.quiet();
+        }
         let now = Instant::now();
         let mut out = locked(&self.out);
         let mut late = FrameBatch::new(64);

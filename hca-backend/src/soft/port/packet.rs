@@ -2,7 +2,7 @@
 //! A port of a packet socket (AF_PACKET) on an interface of the host, with virtio's header and so with
 //! segmentation offload where the kernel has it.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,7 +12,7 @@ use super::gso;
 use super::headers::VLAN;
 use super::rx_buffer::RxBuffer;
 use super::sys::{self, Messages, Received};
-use super::{BURST, MAX_MTU, OpenError, Port, PortCounters};
+use super::{MAX_MTU, OpenError, Port, PortCounters};
 
 /// Slots of the longest frames that one call may fill.
 const SLOTS: usize = 16;
@@ -50,7 +50,7 @@ impl Packet {
         Self { mtu: limit(self.mtu), ..self }
     }
 
-    /// The messages for frames from `first` on, `BURST` at most, and how many frames each has.
+    /// The messages for frames of a range, of which some are joined.
     fn gather<'a>(
         &self,
         frames: &'a FrameBatch,
@@ -80,8 +80,31 @@ impl Packet {
     }
 }
 
+impl Packet {
+    /// Sends a frame on its own, which costs less than a list of one. Returns how many went.
+    fn send_one(&self, frame: &[u8]) -> usize {
+        let pieces = [IoSlice::new(&gso::PLAIN), IoSlice::new(frame)];
+        let pieces = if self.vnet { &pieces[..] } else { &pieces[1..] };
+        loop {
+            match sys::send_message(self.socket.as_fd(), pieces, None) {
+                Ok(()) => self.counts.sent(1, frame.len()),
+                Err(e) => match e.kind() {
+                    io::ErrorKind::WouldBlock => return 0,
+                    io::ErrorKind::Interrupted => continue,
+                    // Down, gone, no room in the card's queue, or longer than the MTU.
+                    _ => self.counts.send_dropped(1),
+                },
+            }
+            return 1;
+        }
+    }
+}
+
 impl Port for Packet {
     fn send(&self, frames: &FrameBatch, range: Range<usize>) -> io::Result<usize> {
+        if range.len() == 1 {
+            return Ok(self.send_one(frames.frame(range.start)));
+        }
         let (mut joined, mut next) = (Vec::new(), range.start);
         while next < range.end {
             let (count, at) = if self.vnet { gso::run(frames, next, range.end) } else { (1, None) };
@@ -99,7 +122,7 @@ impl Port for Packet {
                 Err(e) => match e.kind() {
                     io::ErrorKind::WouldBlock => break,
                     io::ErrorKind::Interrupted => continue,
-                    // Down, gone, no room in the card's queue, or longer than the MTU.
+                    // As in `send_one`.
                     _ => (1, true),
                 },
             };
@@ -123,23 +146,14 @@ impl Port for Packet {
         max: usize,
         sink: &mut dyn FnMut(&[u8]),
     ) -> io::Result<usize> {
-        let mut slots: Vec<&mut [u8]> = buffer.slots().take(max.clamp(1, SLOTS)).collect();
-        let mut received = [Received::default(); BURST];
-        let fd = self.socket.as_fd();
-        let got = match sys::receive_messages(fd, &mut slots, TAG, true, &mut received) {
-            Ok(got) => got,
-            // The interface went down: it may come up again.
-            Err(e) if e.raw_os_error() == Some(libc::ENETDOWN) => 0,
-            Err(e) => return Err(e),
-        };
-        let mut total = 0;
-        for (slot, received) in slots.iter_mut().zip(&received[..got]) {
-            let start = TAG + if self.vnet { gso::HEADER } else { 0 };
+        let (max, mut total) = (max.clamp(1, SLOTS), 0);
+        let start = TAG + if self.vnet { gso::HEADER } else { 0 };
+        let each = |slot: &mut [u8], received: Received| {
             let end = TAG + received.length;
             if received.truncated || end < start + 14 {
                 self.counts.receive_dropped(1);
                 total += 1;
-                continue;
+                return;
             }
             let mut header = gso::PLAIN;
             if self.vnet {
@@ -157,8 +171,13 @@ impl Port for Packet {
                     total += 1;
                 }
             }
+        };
+        match sys::receive_messages(self.socket.as_fd(), buffer, max, TAG, true, each) {
+            Ok(_) => Ok(total),
+            // The interface went down: it may come up again.
+            Err(e) if e.raw_os_error() == Some(libc::ENETDOWN) => Ok(0),
+            Err(e) => Err(e),
         }
-        Ok(total)
     }
 
     fn buffer(&self) -> RxBuffer {

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use super::rx_buffer::RxBuffer;
 use super::{BURST, OpenError};
 
 const PACKET_AUXDATA: c_int = 8;
@@ -99,23 +100,43 @@ pub(super) fn send_messages(
     let count = messages.len().saturating_sub(from).min(BURST);
     let mut headers: [MaybeUninit<libc::mmsghdr>; BURST] = [const { MaybeUninit::uninit() }; BURST];
     for (i, header) in headers.iter_mut().take(count).enumerate() {
-        let pieces = messages.message(from + i);
-        // SAFETY: all zeros is a valid mmsghdr.
-        let mut message: libc::mmsghdr = unsafe { zeroed() };
-        message.msg_hdr.msg_iov = pieces.as_ptr().cast_mut().cast();
-        message.msg_hdr.msg_iovlen = pieces.len();
-        if let Some(to) = to {
-            message.msg_hdr.msg_name = (&raw const to.address).cast_mut().cast();
-            message.msg_hdr.msg_namelen = to.length;
-        }
-        header.write(message);
+        header.write(libc::mmsghdr {
+            msg_hdr: header_of(messages.message(from + i), to),
+            msg_len: 0,
+        });
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the first `count` headers are initialised; an IoSlice is an iovec (std's promise), and the
     // pieces and the address, which the kernel only reads, are borrowed until the call has returned.
-    let sent =
-        unsafe { libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr().cast(), count as u32, flags) };
+    let sent = unsafe {
+        libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr().cast(), count as u32, SEND_FLAGS)
+    };
     check(sent).map(|n| n as usize)
+}
+
+/// Sends one message, without waiting.
+pub(super) fn send_message(
+    fd: BorrowedFd<'_>,
+    pieces: &[IoSlice<'_>],
+    to: Option<&UnixAddress>,
+) -> io::Result<()> {
+    let header = header_of(pieces, to);
+    // SAFETY: the header is initialised, and what it points to is borrowed, as above.
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, SEND_FLAGS) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+const SEND_FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+fn header_of(pieces: &[IoSlice<'_>], to: Option<&UnixAddress>) -> libc::msghdr {
+    // SAFETY: all zeros is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    header.msg_iov = pieces.as_ptr().cast_mut().cast();
+    header.msg_iovlen = pieces.len();
+    if let Some(to) = to {
+        header.msg_name = (&raw const to.address).cast_mut().cast();
+        header.msg_namelen = to.length;
+    }
+    header
 }
 
 /// What came with a message.
@@ -133,30 +154,28 @@ pub(super) struct Received {
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
-/// Receives into slots, from `offset` in each on, without waiting. Returns what came in the first ones.
+/// Receives up to `max` messages into slots, from `offset` in each on, without waiting, and hands each slot
+/// with what came in it to `each`. Returns how many came.
 pub(super) fn receive_messages(
     fd: BorrowedFd<'_>,
-    slots: &mut [&mut [u8]],
+    buffer: &mut RxBuffer,
+    max: usize,
     offset: usize,
     with_control: bool,
-    received: &mut [Received; BURST],
+    mut each: impl FnMut(&mut [u8], Received),
 ) -> io::Result<usize> {
-    let count = slots.len().min(BURST);
+    if max == 1 {
+        return receive_message(fd, buffer, offset, with_control, each);
+    }
     let mut controls = [const { MaybeUninit::<Control>::uninit() }; BURST];
     let mut pieces = [const { MaybeUninit::<libc::iovec>::uninit() }; BURST];
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BURST];
-    for i in 0..count {
-        let slot = slots[i].get_mut(offset..).unwrap_or_default();
-        pieces[i].write(libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() });
-        // SAFETY: all zeros is a valid mmsghdr.
-        let mut message: libc::mmsghdr = unsafe { zeroed() };
-        message.msg_hdr.msg_iov = pieces[i].as_mut_ptr();
-        message.msg_hdr.msg_iovlen = 1;
-        if with_control {
-            message.msg_hdr.msg_control = controls[i].as_mut_ptr().cast();
-            message.msg_hdr.msg_controllen = size_of::<Control>();
-        }
-        headers[i].write(message);
+    let mut count = 0;
+    for slot in buffer.slots().take(max.min(BURST)) {
+        let piece = pieces[count].write(room(slot, offset));
+        let control = with_control.then(|| controls[count].as_mut_ptr());
+        headers[count].write(libc::mmsghdr { msg_hdr: empty_header(piece, control), msg_len: 0 });
+        count += 1;
     }
     // SAFETY: the first `count` headers are initialised and point to slots, pieces and controls, which are
     // borrowed mutably or owned here and outlive the call.
@@ -174,16 +193,59 @@ pub(super) fn receive_messages(
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
         Err(e) => return Err(e),
     };
-    for i in 0..got {
-        // SAFETY: initialised above, and filled in by the kernel since i < got <= count.
-        let message = unsafe { headers[i].assume_init_ref() };
-        received[i] = Received {
-            length: message.msg_len as usize,
-            truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            vlan_tci: if with_control { vlan_tci(&message.msg_hdr) } else { None },
-        };
+    for (slot, header) in buffer.slots().zip(&headers[..got.min(count)]) {
+        // SAFETY: initialised above, and filled in by the kernel since its index is below `got`.
+        let message = unsafe { header.assume_init_ref() };
+        each(slot, came(&message.msg_hdr, message.msg_len as usize, with_control));
     }
     Ok(got)
+}
+
+/// The same for one message, which costs less than an array of one.
+fn receive_message(
+    fd: BorrowedFd<'_>,
+    buffer: &mut RxBuffer,
+    offset: usize,
+    with_control: bool,
+    mut each: impl FnMut(&mut [u8], Received),
+) -> io::Result<usize> {
+    let Some(slot) = buffer.slots().next() else { return Ok(0) };
+    let mut control = MaybeUninit::<Control>::uninit();
+    let mut piece = room(slot, offset);
+    let mut header = empty_header(&mut piece, with_control.then(|| control.as_mut_ptr()));
+    // SAFETY: the header points to a slot, a piece and a control, borrowed mutably or owned here.
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+    if length < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) };
+    }
+    each(slot, came(&header, length as usize, with_control));
+    Ok(1)
+}
+
+fn room(slot: &mut [u8], offset: usize) -> libc::iovec {
+    let slot = slot.get_mut(offset..).unwrap_or_default();
+    libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() }
+}
+
+fn empty_header(piece: &mut libc::iovec, control: Option<*mut Control>) -> libc::msghdr {
+    // SAFETY: all zeros is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    header.msg_iov = piece;
+    header.msg_iovlen = 1;
+    if let Some(control) = control {
+        header.msg_control = control.cast();
+        header.msg_controllen = size_of::<Control>();
+    }
+    header
+}
+
+fn came(header: &libc::msghdr, length: usize, with_control: bool) -> Received {
+    Received {
+        length,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        vlan_tci: if with_control { vlan_tci(header) } else { None },
+    }
 }
 
 fn vlan_tci(message: &libc::msghdr) -> Option<u16> {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
@@ -14,7 +15,10 @@ use super::{BURST, FrameBatch};
 
 /// Batches that one turn sends, at most.
 const BATCHES: usize = 4;
-/// Frames that a port is asked for when they come one at a time.
+/// Frames that a port is asked for when they come one at a time: to look for one costs the least, and it
+/// is answered before the next look.
+const ONE: usize = 1;
+/// Frames that it is asked for after one has come.
 const FEW: usize = 4;
 /// Turns without a frame after which ports are not looked at in every turn: that is a system call, and
 /// a worker's other work is shorter.
@@ -33,7 +37,11 @@ pub trait Core: Send + Sync {
     /// Runs what is due.
     fn handle_timer(&self, now: Instant);
 
-    /// Appends frames that are to be sent, until the batch is full.
+    /// Whether `transmit` may find something.
+    fn has_frames(&self) -> bool;
+
+    /// Appends frames that are to be sent, until the batch is full: then, and only then, there may be more.
+    /// What is to be sent from now on is said to the waker.
     fn transmit(&self, now: Instant, batch: &mut FrameBatch);
 
     /// When it is to be asked again at the latest.
@@ -50,11 +58,17 @@ pub trait Core: Send + Sync {
 pub struct Wire {
     exchange: Exchange,
     cores: Mutex<Arc<[Arc<dyn Core>]>>,
+    /// Changes with `cores`, so that a turn needs neither their lock nor a count.
+    generation: AtomicU64,
     waker: Mutex<Option<Arc<dyn Waker>>>,
     work: Mutex<Work>,
 }
 
 struct Work {
+    cores: Arc<[Arc<dyn Core>]>,
+    generation: u64,
+    /// The nearest, at the end of the last turn.
+    deadline: Option<Instant>,
     batch: FrameBatch,
     /// How many of the batch are gone.
     sent: usize,
@@ -73,11 +87,21 @@ impl Wire {
     /// # Errors
     /// When the system has no descriptor left.
     pub fn new() -> io::Result<Self> {
+        let work = Work {
+            cores: Arc::new([]),
+            generation: 0,
+            deadline: None,
+            batch: FrameBatch::new(BURST),
+            sent: 0,
+            quiet: 0,
+            want: ONE,
+        };
         Ok(Self {
             exchange: Exchange::new()?,
             cores: Mutex::new(Arc::new([])),
+            generation: AtomicU64::new(0),
             waker: Mutex::default(),
-            work: Mutex::new(Work { batch: FrameBatch::new(BURST), sent: 0, quiet: 0, want: FEW }),
+            work: Mutex::new(work),
         })
     }
 
@@ -88,18 +112,21 @@ impl Wire {
 
     /// Connects an HCA.
     pub fn add_core(&self, core: Arc<dyn Core>) {
-        if let Some(waker) = locked(&self.waker).clone() {
-            core.set_waker(waker.clone());
-            waker.wake();
-        }
-        let mut cores = locked(&self.cores);
-        *cores = cores.iter().cloned().chain([core]).collect();
+        let waker = locked(&self.waker).clone();
+        waker.iter().for_each(|waker| core.set_waker(waker.clone()));
+        self.change(|cores| cores.iter().cloned().chain([core]).collect());
+        waker.iter().for_each(|waker| waker.wake());
     }
 
     /// Disconnects an HCA.
     pub fn remove_core(&self, core: &Arc<dyn Core>) {
+        self.change(|cores| cores.iter().filter(|c| !Arc::ptr_eq(c, core)).cloned().collect());
+    }
+
+    fn change(&self, change: impl FnOnce(&[Arc<dyn Core>]) -> Arc<[Arc<dyn Core>]>) {
         let mut cores = locked(&self.cores);
-        *cores = cores.iter().filter(|c| !Arc::ptr_eq(c, core)).cloned().collect();
+        *cores = change(&cores);
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// What the HCAs counted, in lines for the log.
@@ -112,28 +139,32 @@ impl Wire {
         let mut worked = false;
         for core in cores {
             for _ in 0..BATCHES {
-                if work.sent < work.batch.len() {
-                    let rest = work.sent..work.batch.len();
-                    work.sent += self.exchange.send(&work.batch, rest);
-                    if work.sent < work.batch.len() {
-                        // The way is full; the exchange's descriptor says when to try again.
-                        return worked;
-                    }
+                if !self.flush(work) {
+                    return worked;
                 }
-                work.batch.clear();
-                work.sent = 0;
                 core.transmit(now, &mut work.batch);
-                if work.batch.is_empty() {
+                worked |= !work.batch.is_empty() || core.has_frames();
+                if !work.batch.is_full() {
                     break;
                 }
-                worked = true;
             }
         }
+        self.flush(work);
+        worked
+    }
+
+    /// Sends the batch. False if the way is full; the exchange's descriptor says when to try again.
+    fn flush(&self, work: &mut Work) -> bool {
         if work.sent < work.batch.len() {
             let rest = work.sent..work.batch.len();
             work.sent += self.exchange.send(&work.batch, rest);
+            if work.sent < work.batch.len() {
+                return false;
+            }
         }
-        worked
+        work.batch.clear();
+        work.sent = 0;
+        true
     }
 }
 
@@ -159,21 +190,35 @@ impl Poller for Wire {
             Err(TryLockError::WouldBlock) => return Turn::default(),
         };
         let work = &mut *work;
-        let cores = locked(&self.cores).clone();
-        let deadline = || cores.iter().filter_map(|core| core.next_deadline()).min();
+        if work.generation != self.generation.load(Ordering::Acquire) {
+            let cores = locked(&self.cores);
+            work.generation = self.generation.load(Ordering::Acquire);
+            work.cores = cores.clone();
+        }
+        let cores = work.cores.clone();
         // What was posted in this turn goes first: to look for what came takes a system call.
-        let mut worked = self.transmit(now, work, &cores);
+        let mut worked = false;
+        if cores.iter().any(|core| core.has_frames()) {
+            worked = self.transmit(now, work, &cores);
+        }
         // While a timer runs an answer is expected.
-        if work.quiet < QUIET || work.quiet.is_multiple_of(TURNS_A_LOOK) || deadline().is_some() {
+        let expects = work.deadline.is_some();
+        if work.quiet < QUIET || work.quiet.is_multiple_of(TURNS_A_LOOK) || expects {
             let want = work.want.min(budget.max(FEW));
             let got = self.exchange.receive(now, want, &Stations(&cores));
-            work.want = if got >= work.want { BURST } else { FEW };
+            work.want = match got {
+                0 => ONE,
+                _ if got < work.want => FEW,
+                _ if work.want == ONE => FEW,
+                _ => BURST,
+            };
             worked |= got > 0;
         }
         cores.iter().for_each(|core| core.handle_timer(now));
         worked |= self.transmit(now, work, &cores);
         work.quiet = if worked { 0 } else { work.quiet.wrapping_add(1).max(1) };
-        Turn { worked, deadline: deadline() }
+        work.deadline = cores.iter().filter_map(|core| core.next_deadline()).min();
+        Turn { worked, deadline: work.deadline }
     }
 
     fn set_waker(&self, waker: Arc<dyn Waker>) {

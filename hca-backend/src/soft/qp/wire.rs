@@ -127,9 +127,10 @@ fn wqe_of(wr: &SendWr<'_>, dest: Option<Dest>, error: Option<WcStatus>) -> SendW
             (Data::Reg(None), 0)
         }
         SendData::Inline(bytes) => (Data::Inline(bytes.to_vec()), bytes.len() as u64),
-        SendData::Sges(sges) => {
-            (Data::Sges(sges.to_vec()), sges.iter().map(|sge| u64::from(sge.length)).sum())
-        }
+        SendData::Sges(sges) => (
+            Data::Sges(sges.iter().copied().collect()),
+            sges.iter().map(|sge| u64::from(sge.length)).sum(),
+        ),
         SendData::Reg(reg) => (Data::Reg(Some(reg.clone())), 0),
         SendData::Bind(bind) => (Data::Bind(*bind), 0),
         SendData::Flush(flush) => (Data::Flush(flush), 0),

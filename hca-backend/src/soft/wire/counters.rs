@@ -116,7 +116,9 @@ impl Both<'_> {
     /// Counts `n` in both.
     #[inline]
     pub fn add(&self, n: u64, which: impl Fn(&Counters) -> &Counter) {
-        which(self.port).add(n);
-        which(self.qp).add(n);
+        if n > 0 {
+            which(self.port).add(n);
+            which(self.qp).add(n);
+        }
     }
 }

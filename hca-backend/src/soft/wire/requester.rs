@@ -12,6 +12,8 @@ use rdma_midlayer::attr::AhAttr;
 use rdma_midlayer::types::{Psn, Qpn, RKey, WcStatus, WrOpcode};
 use rdma_midlayer::work::{Flush, MwBind, RegMr, SendFlags, Sge};
 
+use smallvec::SmallVec;
+
 use super::counters::Both;
 use super::dcqcn::{Notifier, Rate};
 use super::frame::{FrameBatch, Path};
@@ -92,7 +94,7 @@ pub struct SendWqe {
 #[derive(Clone, Debug)]
 pub enum Data {
     /// In MRs.
-    Sges(Vec<Sge>),
+    Sges(SmallVec<[Sge; 2]>),
     /// Here.
     Inline(Vec<u8>),
     /// None: what is to be put behind a key, or `None` if that can't be made out.
