@@ -39,7 +39,7 @@ fn ends_with(lab: &Lab, a: &End, b: &End, wr: &SendWr<'_>, status: WcStatus) -> 
     let events = b.tenant.events.drain();
     if status != Success {
         assert_eq!(lab.state(a), QpState::Err);
-        [a, b].map(|end| lab.move_to(end, QpState::Reset));
+        [a, b].iter().for_each(|end| lab.move_to(end, QpState::Reset));
         lab.connect(a, b);
     }
     events.into_iter().filter(|event| !matches!(event, AsyncEvent::CommEst(_))).collect()
@@ -171,7 +171,7 @@ fn both_count_among_the_requests_that_a_peer_takes_few_of() {
         ] {
             lab.connect(&a, &b);
             ends_with(&lab, &a, &b, &SendWr { data, ..a.wr(1, opcode, &[], &b, 0) }, status);
-            [&a, &b].map(|end| lab.move_to(end, QpState::Reset));
+            [&a, &b].iter().for_each(|end| lab.move_to(end, QpState::Reset));
         }
         // More than the peer takes at once wait for their turn.
         if status == Success {

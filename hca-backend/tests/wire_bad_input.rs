@@ -12,6 +12,7 @@ use rdma_midlayer::driver::AsyncEvent;
 use rdma_midlayer::types::*;
 use rdma_midlayer::work::*;
 
+const SEND_FIRST: u8 = 0;
 const SEND_MIDDLE: u8 = 1;
 const SEND_LAST: u8 = 2;
 const SEND_ONLY: u8 = 4;
@@ -23,6 +24,7 @@ const ACK: u8 = 0x11;
 const FETCH_ADD: u8 = 0x14;
 const FLUSH: u8 = 0x1c;
 const ATOMIC_WRITE: u8 = 0x1d;
+const XRC: u8 = 0xa0;
 const UD_SEND_ONLY: u8 = 0x64;
 const MTU: usize = 1024;
 const QKEY: u32 = 77;
@@ -39,13 +41,16 @@ struct Scene {
     peer: Station,
     victim: Station,
     before: Vec<u8>,
+    /// Bits of the victim's opcodes.
+    transport: u8,
 }
 
 impl Scene {
     fn new(qp_type: QpType) -> Self {
         let mut net = Net::new(1, 3, false, Conditions::default());
         let memory = pattern(3, 16 << 10);
-        let peer = net.station(0, qp_type, 16, &memory);
+        let peers = if qp_type == QpType::XrcTgt { QpType::XrcIni } else { qp_type };
+        let peer = net.station(0, peers, 16, &memory);
         let victim = net.station(1, qp_type, 16, &memory);
         let attr = QpAttr {
             access: net::ALL | Access::FLUSH_PERSISTENT,
@@ -60,9 +65,12 @@ impl Scene {
         };
         net.connect(&peer, &victim, attr);
         net.connect(&victim, &peer, attr);
-        victim.qp.post_recv(&RecvWr { wr_id: 9, ticket: 9, sges: &[victim.sge(0, 2048)] }).unwrap();
+        if qp_type != QpType::XrcIni {
+            victim.post_recv(&RecvWr { wr_id: 9, ticket: 9, sges: &[victim.sge(0, 2048)] });
+        }
         net.tap = Some(Vec::new());
-        Self { net, peer, victim, before: memory }
+        let transport = if qp_type == QpType::XrcTgt { XRC } else { 0 };
+        Self { net, peer, victim, before: memory, transport }
     }
 
     /// A packet of the peer's.
@@ -113,7 +121,7 @@ impl Scene {
     /// It is refused with this syndrome, and the QP fails.
     fn is_refused(&mut self, frame: &[u8], syndrome: u8, event: fn(Qpn) -> AsyncEvent) {
         let answers = self.give(frame);
-        assert_eq!(answers, [(ACK, EPSN, syndrome)]);
+        assert_eq!(answers, [(self.transport | ACK, EPSN, syndrome)]);
         self.untouched();
         assert_eq!(self.state(), QpState::Err);
         let events = self.net.nodes[1].events.drain();
@@ -376,6 +384,53 @@ fn a_flush_that_the_key_does_not_allow_is_an_access_error() {
     let rkey = scene.victim.mr.rkey();
     let good = scene.packet(FLUSH, EPSN, &feth_reth(1, 1, &reth(outside, rkey, 0)));
     assert_eq!(scene.give(&good), [(READ_RESPONSE_ONLY, EPSN, 0x1f)]);
+}
+
+#[test]
+fn a_message_to_an_srq_that_the_domain_does_not_have_is_an_invalid_request() {
+    for opcode in [SEND_ONLY, WRITE_ONLY, READ_REQUEST, ATOMIC_WRITE, FETCH_ADD] {
+        let mut scene = Scene::new(QpType::XrcTgt);
+        let rest = match opcode {
+            SEND_ONLY => b"data".to_vec(),
+            FETCH_ADD => [&BASE.to_be_bytes()[..], &[0; 20]].concat(),
+            READ_REQUEST => reth(BASE, scene.victim.mr.rkey(), 8),
+            _ => [&reth(BASE, scene.victim.mr.rkey(), 8)[..], &[1; 8]].concat(),
+        };
+        let other = scene.victim.srqn().unwrap().0 + 1;
+        let bad = scene.packet(XRC | opcode, EPSN, &[&other.to_be_bytes()[..], &rest].concat());
+        scene.is_refused(&bad, NAK_INVALID, AsyncEvent::QpReqErr);
+    }
+}
+
+#[test]
+fn a_message_whose_packets_name_two_srqs_is_an_invalid_request() {
+    let mut scene = Scene::new(QpType::XrcTgt);
+    let srqn = scene.victim.srqn().unwrap().0;
+    let send = |srqn: u32, data: &[u8]| [&srqn.to_be_bytes()[..], data].concat();
+    let first = scene.packet(XRC | SEND_FIRST, EPSN, &send(srqn, &[7; MTU]));
+    assert_eq!(scene.give(&first), [(XRC | ACK, EPSN, 0x1f)]);
+    let last = scene.packet(XRC | SEND_LAST, EPSN.plus(1), &send(srqn + 1, b"end"));
+    assert_eq!(scene.give(&last), [(XRC | ACK, EPSN.plus(1), NAK_INVALID)]);
+    assert_eq!(scene.state(), QpState::Err);
+    let wcs = scene.victim.recv.drain();
+    assert_eq!((wcs.len(), wcs[0].status), (1, WcStatus::LocQpOpErr));
+}
+
+#[test]
+fn each_half_of_an_extended_connection_drops_what_is_the_others() {
+    let mut target = Scene::new(QpType::XrcTgt);
+    for opcode in [ACK, READ_RESPONSE_ONLY, XRC | ACK, XRC | READ_RESPONSE_ONLY] {
+        let bad = target.packet(opcode, EPSN, &[0x1f, 0, 0, 1]);
+        target.is_dropped(&bad, "unknown_qp");
+    }
+    let bad = target.packet(SEND_ONLY, EPSN, b"data");
+    target.is_dropped(&bad, "unknown_qp");
+    drop(target);
+    let mut initiator = Scene::new(QpType::XrcIni);
+    for opcode in [SEND_ONLY, XRC | SEND_ONLY, ACK] {
+        let bad = initiator.packet(opcode, EPSN, &[0, 0, 0, 1]);
+        initiator.is_dropped(&bad, "unknown_qp");
+    }
 }
 
 #[test]

@@ -44,7 +44,8 @@ fn corpus() -> Vec<Vec<u8>> {
     files.iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
-const TYPES: [QpType; 3] = [QpType::Rc, QpType::Uc, QpType::Ud];
+/// Of node 1, which gets the packets.
+const TYPES: [QpType; 4] = [QpType::Rc, QpType::Uc, QpType::Ud, QpType::XrcTgt];
 const STATES: [QpState; 8] = [
     QpState::Rts,
     QpState::Rts,
@@ -58,7 +59,7 @@ const STATES: [QpState; 8] = [
 
 fn attr(rng: &mut Rng) -> QpAttr {
     QpAttr {
-        access: common::REMOTE_ALL,
+        access: net::ALL,
         path_mtu: rng.pick(&[Mtu::Mtu256, Mtu::Mtu1024, Mtu::Mtu4096]),
         timeout: 10,
         retry_cnt: 2,
@@ -78,7 +79,9 @@ fn stations(net: &Net, rng: &mut Rng) -> Vec<Station> {
     let memory = pattern(1, MEMORY);
     let mut stations = Vec::new();
     for qp_type in TYPES {
-        let [a, b] = [0, 1].map(|node| net.station(node, qp_type, 16, &memory));
+        let peers = if qp_type == QpType::XrcTgt { QpType::XrcIni } else { qp_type };
+        let [a, b] =
+            [(0, peers), (1, qp_type)].map(|(node, kind)| net.station(node, kind, 16, &memory));
         let state = rng.pick(&STATES);
         let attr = attr(rng);
         match state {
@@ -95,7 +98,7 @@ fn stations(net: &Net, rng: &mut Rng) -> Vec<Station> {
         if state != QpState::Reset {
             for id in 0..rng.below(4) {
                 let sges = [b.sge(rng.below(4000), rng.below(4000) as u32)];
-                b.qp.post_recv(&RecvWr { wr_id: id, ticket: 0, sges: &sges }).unwrap();
+                b.post_recv(&RecvWr { wr_id: id, ticket: 0, sges: &sges });
             }
         }
         if state == QpState::Rts && qp_type == QpType::Rc {
@@ -142,13 +145,15 @@ fn mutate(corpus: &[Vec<u8>], stations: &[Station], net: &Net, rng: &mut Rng) ->
     if frame.len() >= BTH + 12 + 4 {
         frame[29] = 1;
         frame[33] = 2;
+        let behind = BTH + 12 + renew(&mut frame, BTH, stations, rng);
         let of_transport = match frame[BTH] >> 5 {
             0 => 0,
             1 => 1,
             3 => 2,
-            _ => rng.below(3) as usize,
+            5 => 3,
+            _ => rng.below(4) as usize,
         };
-        let any = rng.below(3) as usize;
+        let any = rng.below(4) as usize;
         let station = &stations[2 * if rng.permille(900) { of_transport } else { any } + 1];
         if rng.permille(950) {
             frame[BTH + 5..BTH + 8].copy_from_slice(&station.qp.qpn().0.to_be_bytes()[1..]);
@@ -169,11 +174,11 @@ fn mutate(corpus: &[Vec<u8>], stations: &[Station], net: &Net, rng: &mut Rng) ->
         if frame[BTH] == 0x11 && rng.permille(500) {
             frame[BTH + 12] = rng.pick(&[0x1f, 0x2c, 0x60, 0x61, 0x62, 0x63, 0x64, 0x80]);
         }
-        if rng.permille(600) && frame.len() >= BTH + 12 + 16 + 4 {
+        if rng.permille(600) && frame.len() >= behind + 16 + 4 {
             let addr = BASE + 8 * rng.below(MEMORY as u64 / 8 + 2);
-            frame[BTH + 12..BTH + 20].copy_from_slice(&addr.to_be_bytes());
+            frame[behind..behind + 8].copy_from_slice(&addr.to_be_bytes());
             let rkey = station.mr.rkey().0;
-            frame[BTH + 20..BTH + 24].copy_from_slice(&rkey.to_be_bytes());
+            frame[behind + 8..behind + 12].copy_from_slice(&rkey.to_be_bytes());
         }
     }
     match rng.below(6) {
@@ -189,11 +194,7 @@ fn mutate(corpus: &[Vec<u8>], stations: &[Station], net: &Net, rng: &mut Rng) ->
             // Longer or shorter, and saying so.
             let len = (frame.len() as i64 + 4 * (rng.below(21) as i64 - 10)).max(62) as usize;
             frame.resize(len, 0xa5);
-            if frame.len() > 42 {
-                let udp = (frame.len() - 34) as u16;
-                frame[16..18].copy_from_slice(&(udp + 20).to_be_bytes());
-                frame[38..40].copy_from_slice(&udp.to_be_bytes());
-            }
+            set_lengths(&mut frame);
         }
         _ => {}
     }
@@ -208,6 +209,44 @@ fn mutate(corpus: &[Vec<u8>], stations: &[Station], net: &Net, rng: &mut Rng) ->
         seal(&mut frame);
     }
     frame
+}
+
+/// Makes some frames of the corpus into ones of opcodes that are younger than it; bytes that were added
+/// between BTH and RETH.
+fn renew(frame: &mut Vec<u8>, bth: usize, stations: &[Station], rng: &mut Rng) -> usize {
+    let mut added = Vec::new();
+    if rng.permille(250) {
+        match frame[bth] {
+            // A READ, a WRITE.
+            0x0c => {
+                frame[bth] = 0x1c;
+                added = vec![0, 0, 0, rng.below(64) as u8];
+            }
+            0x0a => frame[bth] = 0x1d,
+            _ => {}
+        }
+    }
+    if frame[bth] >> 5 == 0 && rng.permille(250) {
+        frame[bth] |= 0xa0;
+        let answer = (0xad..=0xb2).contains(&frame[bth]);
+        let srqn = stations[7].srqn().map_or(0, |srqn| srqn.0) ^ u32::from(rng.permille(100));
+        if !answer {
+            added.splice(0..0, srqn.to_be_bytes());
+        }
+    }
+    let count = added.len();
+    frame.splice(bth + 12..bth + 12, added);
+    set_lengths(frame);
+    count
+}
+
+/// The lengths of IPv4 and UDP are what they are.
+fn set_lengths(frame: &mut [u8]) {
+    if frame.len() > 42 {
+        let udp = (frame.len() - 34) as u16;
+        frame[16..18].copy_from_slice(&(udp + 20).to_be_bytes());
+        frame[38..40].copy_from_slice(&udp.to_be_bytes());
+    }
 }
 
 /// One HCA, many packets; what it counted.

@@ -52,6 +52,11 @@ impl Op {
     }
 }
 
+/// Whether what a flow does is known beforehand.
+fn is_reliable(qp_type: QpType) -> bool {
+    matches!(qp_type, QpType::Rc | QpType::XrcIni)
+}
+
 /// Messages from one station to another.
 struct Flow {
     from: usize,
@@ -112,16 +117,17 @@ impl Sim {
 
     /// Two stations of different nodes, connected, and flows between them.
     fn add_pair(&mut self) {
-        use QpType::{Rc, Uc, Ud};
+        use QpType::{Rc, Uc, Ud, XrcIni};
         let nodes = self.net.nodes.len() as u64;
         let a = self.rng.below(nodes);
         let b = (a + self.rng.between(1, nodes - 1)) % nodes;
-        let qp_type = self.rng.pick(&[Rc, Rc, Rc, Rc, Uc, Ud]);
+        let qp_type = self.rng.pick(&[Rc, Rc, Rc, Rc, XrcIni, Uc, Ud]);
         let depth = self.rng.pick(&[4, 16, 64]);
         let first = self.stations.len();
-        for node in [a, b] {
+        for (node, first) in [(a, true), (b, false)] {
             let memory = pattern(self.rng.next(), MEMORY + ANYWHERE as usize);
-            self.stations.push(self.net.station(node as usize, qp_type, depth, &memory));
+            let half = if qp_type == XrcIni && !first { QpType::XrcTgt } else { qp_type };
+            self.stations.push(self.net.station(node as usize, half, depth, &memory));
             self.expected.push(memory);
             self.used.push(0);
         }
@@ -145,9 +151,9 @@ impl Sim {
         self.net.connect(one, two, QpAttr { sq_psn: psns[0], rq_psn: psns[1], ..attr });
         self.net.connect(two, one, QpAttr { sq_psn: psns[1], rq_psn: psns[0], ..attr });
         // A flow that is to fail takes its peer's QP along.
-        let fails = qp_type == Rc && self.rng.permille(120);
+        let fails = is_reliable(qp_type) && self.rng.permille(120);
         self.add_flow(first, first + 1, qp_type, attr.path_mtu.bytes(), fails);
-        if !fails && self.rng.permille(600) {
+        if !fails && qp_type != XrcIni && self.rng.permille(600) {
             self.add_flow(first + 1, first, qp_type, attr.path_mtu.bytes(), false);
         }
     }
@@ -197,7 +203,7 @@ impl Sim {
     fn plan(&mut self, flow: &Flow, mtu: usize, word: u64) -> Option<Op> {
         use WrOpcode::{Flush as RdmaFlush, *};
         let of_transport: &[WrOpcode] = match flow.qp_type {
-            QpType::Rc => &[
+            QpType::Rc | QpType::XrcIni => &[
                 Send,
                 Send,
                 SendWithImm,
@@ -241,7 +247,7 @@ impl Sim {
         };
         let (len, swap, flags) = (len as u32, self.rng.next(), self.rng.below(8) as u8);
         let op = Op { opcode, here, there, len, flags, inline, compare_add, swap, bad_key: false };
-        if flow.qp_type == QpType::Rc {
+        if is_reliable(flow.qp_type) {
             self.foresee(flow, &op);
         }
         Some(op)
@@ -324,7 +330,7 @@ impl Sim {
             sges = vec![station.sge(at, len)];
         }
         let wr = RecvWr { wr_id: id as u64, ticket: id as u32, sges: &sges };
-        station.qp.post_recv(&wr).unwrap();
+        station.post_recv(&wr);
         flow.received += 1;
         true
     }
@@ -358,7 +364,7 @@ impl Sim {
             rkey: if op.bad_key { RKey(rkey.0 ^ 1) } else { rkey },
             compare_add: op.compare_add,
             swap: op.swap,
-            srqn: None,
+            srqn: to.srqn(),
             ud: (flow.qp_type == QpType::Ud).then(|| UdDest {
                 ah: &*ah,
                 qpn: to.qp.qpn(),
@@ -418,7 +424,7 @@ impl Sim {
             let wcs = self.stations[flow.from].send.drain();
             let received = self.stations[flow.to].recv.drain();
             match flow.qp_type {
-                QpType::Rc => {
+                QpType::Rc | QpType::XrcIni => {
                     if !check_reliable(flow, &wcs, &received, &self.net.conditions) {
                         broken.extend([flow.from, flow.to]);
                     }
@@ -427,7 +433,7 @@ impl Sim {
             }
         }
         for (index, station) in self.stations.iter().enumerate() {
-            let unreliable = self.flows.iter().any(|f| f.to == index && f.qp_type != QpType::Rc);
+            let unreliable = self.flows.iter().any(|f| f.to == index && !is_reliable(f.qp_type));
             if !broken.contains(&index) && !unreliable {
                 let bytes = station.bytes();
                 let differs = bytes.iter().zip(&self.expected[index]).position(|(a, b)| a != b);

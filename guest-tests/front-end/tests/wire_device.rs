@@ -17,6 +17,8 @@ mod placement;
 mod transfers;
 #[path = "device/windows.rs"]
 mod windows;
+#[path = "device/xrc.rs"]
+mod xrc;
 
 /// The soft HCA, by packets even between devices of one daemon.
 fn hca() -> vhost_rdma::HcaSpec {

@@ -86,6 +86,8 @@ pub struct Node {
 pub struct Station {
     pub node: usize,
     pub qp: Arc<dyn QpDriver>,
+    /// Of an XRC target.
+    pub srq: Option<Arc<dyn SrqDriver>>,
     pub send: Arc<CqSink>,
     pub recv: Arc<CqSink>,
     pub memory: UserMemory,
@@ -227,6 +229,15 @@ impl Net {
         let whole = || window(&ram, BASE, GUARD, memory.len());
         whole().write(BASE, memory).unwrap();
         let mr = n.pd.reg_mr(&self.cx, whole(), ALL).unwrap();
+        let xrcd = match qp_type {
+            QpType::XrcTgt => Some(n.context.alloc_xrcd(&self.cx).unwrap()),
+            _ => None,
+        };
+        let srq = xrcd.clone().map(|domain| {
+            let xrc = Some(XrcTarget { domain, cq: cqs[1].clone() });
+            let init = SrqInit { max_wr: 1024, max_sge: 4, limit: 0, recv_source: None, xrc };
+            n.pd.create_srq(&self.cx, init).unwrap()
+        });
         let init = QpInit {
             qp_type,
             send_cq: cqs[0].clone(),
@@ -244,11 +255,11 @@ impl Net {
             recv_source: None,
             send_ready: None,
             srq: None,
-            xrcd: None,
+            xrcd: xrcd.clone(),
         };
         let qp = n.pd.create_qp(&self.cx, init).unwrap();
         let [send, recv] = sinks;
-        Station { node, qp, send, recv, memory: whole(), ram, mr, len: memory.len() }
+        Station { node, qp, srq, send, recv, memory: whole(), ram, mr, len: memory.len() }
     }
 
     pub fn modify(&self, qp: &Arc<dyn QpDriver>, state: QpState, attr: QpAttr, mask: QpAttrMask) {
@@ -325,6 +336,19 @@ impl Station {
             window(&self.ram, 0, at, GUARD).read(0, &mut bytes).unwrap();
             assert!(bytes == [0; GUARD], "outside of the MR");
         }
+    }
+
+    pub fn post_recv(&self, wr: &RecvWr<'_>) {
+        let posted = match &self.srq {
+            Some(srq) => srq.post_recv(wr),
+            None => self.qp.post_recv(wr),
+        };
+        posted.unwrap();
+    }
+
+    /// The SRQ that requests to it name.
+    pub fn srqn(&self) -> Option<Srqn> {
+        self.srq.as_ref().map(|srq| srq.srqn())
     }
 
     pub fn sge(&self, offset: u64, length: u32) -> Sge {

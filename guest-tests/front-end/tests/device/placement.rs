@@ -124,11 +124,7 @@ fn rights_of_the_qp_and_room_for_requests_are_needed() -> TestResult {
     let word = [7; 8];
     for (rc, write, flush) in [
         (RcOptions { max_rd_atomic: 0, ..good }, WC_LOC_QP_OP_ERR, WC_LOC_QP_OP_ERR),
-        (
-            RcOptions { access: access::LOCAL_WRITE, ..good },
-            WC_REM_INV_REQ_ERR,
-            WC_REM_INV_REQ_ERR,
-        ),
+        (RcOptions { access: access::LOCAL_WRITE, ..good }, WC_REM_INV_REQ_ERR, WC_REM_INV_REQ_ERR),
         (RcOptions { access: access::ALL, ..good }, WC_SUCCESS, WC_REM_INV_REQ_ERR),
     ] {
         let options = PairOptions { rc, ..options() };

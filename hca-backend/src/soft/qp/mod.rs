@@ -145,8 +145,7 @@ impl Qp {
             recv_source: init.recv_source.is_some() || srq.is_some() || xrc,
             xrc,
         };
-        // XRC has no packets here.
-        let link = context.network.link().filter(|_| !xrc).cloned();
+        let link = context.network.link().cloned();
         let mut requester = Requester::new(send_cq, init.send_ready);
         let mut responder = Responder::new(recv_cq, init.recv_source, srq);
         if let Some(link) = &link {

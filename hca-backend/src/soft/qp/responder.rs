@@ -9,7 +9,9 @@ use std::sync::{Arc, Weak};
 use rdma_midlayer::attr::{AhAttr, QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{AsyncEvent, MalformedWqe, RecvSource, Taken};
 use rdma_midlayer::rcu::{self, Guard};
-use rdma_midlayer::types::{Access, Gid, Psn, QpState, QpType, Qpn, WcOpcode, WcStatus, WrOpcode};
+use rdma_midlayer::types::{
+    Access, Gid, Psn, QpState, QpType, Qpn, Srqn, WcOpcode, WcStatus, WrOpcode,
+};
 use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, Result};
 
@@ -348,7 +350,7 @@ impl Qp {
         }
         if self.created.xrc && request.offset == 0 && !responder.held {
             // Else it is the message for which it was found.
-            if !self.find_srq(responder, request) {
+            if !request.wr.srqn.is_some_and(|srqn| self.select_srq(responder, srqn)) {
                 return self.refuse_invalid(responder);
             }
         }
@@ -505,11 +507,15 @@ impl Qp {
         }
     }
 
-    /// An XRC target finds the SRQ that a message names. False if there is none.
+    /// XRC target: an SRQ of its domain.
+    pub(super) fn srq_of_domain(&self, srqn: Srqn) -> Option<Arc<Srq>> {
+        self.xrcd.as_ref()?.find(srqn)
+    }
+
+    /// XRC target: the SRQ that a message names is the one that counts. False if there is none.
     #[cold]
-    fn find_srq(&self, responder: &mut Responder, request: &Request<'_>) -> bool {
-        let find = |srqn| self.xrcd.as_ref()?.find(srqn);
-        let Some(srq) = request.wr.srqn.and_then(find) else { return false };
+    pub(super) fn select_srq(&self, responder: &mut Responder, srqn: Srqn) -> bool {
+        let Some(srq) = self.srq_of_domain(srqn) else { return false };
         self.xrc_pd.store(srq.pd(), Ordering::Relaxed);
         responder.cq = srq.cq().cloned();
         responder.srq = Some(srq);

@@ -99,6 +99,7 @@ fn send_config(qp_type: QpType, qpn: Qpn, attr: &QpAttr, link: &Link) -> SendCon
     };
     SendConfig {
         service,
+        xrc: qp_type == QpType::XrcIni,
         qpn,
         dest: attr.dest_qpn,
         mtu: mtu.bytes(),
@@ -111,7 +112,8 @@ fn send_config(qp_type: QpType, qpn: Qpn, attr: &QpAttr, link: &Link) -> SendCon
 
 fn recv_config(qp_type: QpType, attr: &QpAttr) -> RecvConfig {
     RecvConfig {
-        reliable: qp_type == QpType::Rc,
+        reliable: matches!(qp_type, QpType::Rc | QpType::XrcTgt),
+        xrc: qp_type == QpType::XrcTgt,
         dest: attr.dest_qpn,
         mtu: attr.path_mtu.bytes(),
         access: attr.access,
@@ -143,6 +145,7 @@ fn wqe_of(wr: &SendWr<'_>, dest: Option<Dest>, error: Option<WcStatus>) -> SendW
         imm: wr.imm,
         remote_addr: wr.remote_addr,
         rkey: wr.rkey,
+        srqn: wr.srqn.unwrap_or_default(),
         compare_add: wr.compare_add,
         swap: wr.swap,
         data,
@@ -384,6 +387,15 @@ impl Qp {
         }
         if transport == Transport::Ud {
             return self.receive_datagram(on_wire, link, datagram, packet, guard);
+        }
+        // One half of an extended connection has nothing to be answered, the other nothing to be asked.
+        let of_other_half = match self.created.qp_type {
+            QpType::XrcTgt => op.is_response(),
+            QpType::XrcIni => !op.is_response(),
+            _ => false,
+        };
+        if of_other_half {
+            return false;
         }
         if op.is_response() {
             return self.receive_response(now, on_wire, link, (datagram, packet), guard);

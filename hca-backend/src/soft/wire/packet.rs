@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A RoCEv2 packet from BTH to payload: read as a whole and checked, or written.
 
-use rdma_midlayer::types::Psn;
+use rdma_midlayer::types::{Psn, Srqn};
 
 use super::headers::{Aeth, AtomicEth, Bth, Deth, Feth, Reth};
 use super::opcode::{Kind, Op, Transport};
@@ -28,8 +28,8 @@ pub struct Packet<'a> {
     pub original: u64,
     /// Datagrams.
     pub deth: Deth,
-    /// XRC: the SRQ.
-    pub srqn: u32,
+    /// XRC requests: the SRQ.
+    pub srqn: Srqn,
     /// Immediate data, its bytes as they stand in the packet (and in the consumer's memory), or the key
     /// to invalidate, a number.
     pub imm: u32,
@@ -74,7 +74,7 @@ impl<'a> Packet<'a> {
             aeth: None,
             original: 0,
             deth: Deth::default(),
-            srqn: 0,
+            srqn: Srqn(0),
             imm: 0,
             payload: &[],
         };
@@ -82,7 +82,7 @@ impl<'a> Packet<'a> {
             packet.deth = Deth::parse(take(&mut rest)?);
         }
         if op.transport == Transport::Xrc && !op.is_response() {
-            packet.srqn = u32::from_be_bytes(*take(&mut rest)?) & 0xff_ffff;
+            packet.srqn = Srqn(u32::from_be_bytes(*take(&mut rest)?) & 0xff_ffff);
         }
         if op.kind == Kind::Flush {
             packet.feth = Feth::parse(take(&mut rest)?);

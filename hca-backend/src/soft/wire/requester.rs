@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rdma_midlayer::attr::AhAttr;
-use rdma_midlayer::types::{Psn, Qpn, RKey, WcStatus, WrOpcode};
+use rdma_midlayer::types::{Psn, Qpn, RKey, Srqn, WcStatus, WrOpcode};
 use rdma_midlayer::work::{Flush, MwBind, RegMr, SendFlags, Sge};
 
 use smallvec::SmallVec;
@@ -74,6 +74,8 @@ pub struct SendWqe {
     pub remote_addr: u64,
     /// Key at the peer.
     pub rkey: RKey,
+    /// XRC: the SRQ at the peer.
+    pub srqn: Srqn,
     /// Compare and swap: what to compare; fetch and add: what to add.
     pub compare_add: u64,
     /// Compare and swap: what to store.
@@ -163,6 +165,8 @@ pub enum Service {
 pub struct Config {
     /// Transport.
     pub service: Service,
+    /// Of a reliable one: an extended reliable connection.
+    pub xrc: bool,
     /// Own number.
     pub qpn: Qpn,
     /// The peer's.

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use rdma_midlayer::types::{Access, Psn, Qpn, RKey};
+use rdma_midlayer::types::{Access, Psn, Qpn, RKey, Srqn};
 use rdma_midlayer::work::Flush;
 
 use super::counters::Both;
@@ -81,8 +81,10 @@ pub trait Host {
     fn check(&mut self, rkey: RKey, addr: u64, len: u64, access: Access) -> bool;
     /// Writes for a peer: all of it, or nothing and false.
     fn write(&mut self, rkey: RKey, addr: u64, from: &[u8]) -> bool;
-    /// Reads for a peer: all of it, or false.
-    fn read(&mut self, rkey: RKey, addr: u64, to: &mut [u8]) -> bool;
+    /// XRC: the SRQ that a message names becomes the one whose WQEs and keys count. False if there is none.
+    fn select(&mut self, srqn: Srqn) -> bool;
+    /// Reads for a peer: all of it, or false. XRC: with the keys of that SRQ.
+    fn read(&mut self, srqn: Srqn, rkey: RKey, addr: u64, to: &mut [u8]) -> bool;
     /// Does an atomic; answers what was there.
     fn atomic(&mut self, rkey: RKey, addr: u64, atomic: Atomic) -> Result<u64, Refusal>;
     /// Writes 8 bytes all at once.
@@ -110,6 +112,8 @@ pub trait Host {
 pub struct Config {
     /// Requests are acknowledged.
     pub reliable: bool,
+    /// They are those of an extended reliable connection, which name SRQs.
+    pub xrc: bool,
     /// The peer's number.
     pub dest: Qpn,
     /// Bytes of payload in a packet.
@@ -139,6 +143,7 @@ enum Resource {
         addr: u64,
         rkey: RKey,
         len: u64,
+        srqn: Srqn,
     },
     Atomic {
         psn: Psn,
@@ -173,6 +178,7 @@ enum Reply {
         psn: Psn,
         addr: u64,
         rkey: RKey,
+        srqn: Srqn,
         left: u64,
         started: bool,
         msn: u32,
@@ -212,6 +218,8 @@ pub struct Responder {
     epsn: Psn,
     msn: u32,
     message: Message,
+    /// XRC: the SRQ that the message names.
+    srqn: Srqn,
     /// A NAK for the sequence, or for want of a WQE, is out: what comes too early is dropped.
     nak_sent: bool,
     established: bool,
@@ -229,6 +237,7 @@ impl Responder {
             epsn: Psn::new(0),
             msn: 0,
             message: Message::None,
+            srqn: Srqn(0),
             nak_sent: false,
             established: false,
             resources: VecDeque::new(),
@@ -363,6 +372,7 @@ impl Responder {
     /// A request that is in order. On success the PSN has moved on.
     fn carry_out(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Outcome {
         self.check_order(packet)?;
+        self.select_srq(packet, host)?;
         let next = match packet.op.kind {
             Kind::Send => self.on_send(packet, host)?,
             Kind::Write => self.on_write(packet, host)?,
@@ -376,6 +386,19 @@ impl Responder {
         };
         self.epsn = next;
         Ok(())
+    }
+
+    /// XRC: finds the SRQ that a message names, and checks that all of it names the same.
+    fn select_srq(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<(), Refusal> {
+        if !self.config.xrc {
+            return Ok(());
+        }
+        let found = match packet.op.first {
+            true => host.select(packet.srqn),
+            false => self.srqn == packet.srqn,
+        };
+        self.srqn = packet.srqn;
+        if found { Ok(()) } else { Err(Refusal::Invalid) }
     }
 
     /// Whether the opcode may come after what came before, with as much payload (IBA 9.7.4.1.2 to .6).
@@ -501,11 +524,13 @@ impl Responder {
             addr: reth.addr,
             rkey: reth.rkey,
             len,
+            srqn: packet.srqn,
         });
         self.replies.push_back(Reply::Read {
             psn,
             addr: reth.addr,
             rkey: reth.rkey,
+            srqn: packet.srqn,
             left: len,
             started: false,
             msn: self.msn,
@@ -636,10 +661,10 @@ impl Responder {
     fn repeat_read(&mut self, packet: &Packet<'_>) {
         let (psn, reth, mtu) = (packet.bth.psn, packet.reth, self.config.mtu as u64);
         let same = |r: &&Resource| match **r {
-            Resource::Read { first, packets, addr, rkey, len } => {
+            Resource::Read { first, packets, addr, rkey, len, srqn } => {
                 let skip = u64::from(psn.plus(first.get().wrapping_neg()).get()) * mtu;
                 within(psn, first, packets)
-                    && reth.rkey == rkey
+                    && (packet.srqn, reth.rkey) == (srqn, rkey)
                     && reth.addr == addr.wrapping_add(skip)
                     && skip + u64::from(reth.len) == len
             }
@@ -656,6 +681,7 @@ impl Responder {
             psn,
             addr: reth.addr,
             rkey: reth.rkey,
+            srqn: packet.srqn,
             left: reth.len.into(),
             started: false,
             msn: self.msn,

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::driver::AsyncEvent;
 use rdma_midlayer::rcu::Guard;
-use rdma_midlayer::types::{Access, QpState, Qpn, RKey, WcOpcode, WcStatus};
+use rdma_midlayer::types::{Access, QpState, Qpn, RKey, Srqn, WcOpcode, WcStatus};
 use rdma_midlayer::work::{Flush, SendData, SendWr, WcFlags, WorkCompletion};
 
 use super::super::Qp;
@@ -144,9 +144,19 @@ impl RecvHost for Receiver<'_> {
             .is_some_and(|(memory, addr)| memory.write(addr, from).is_ok())
     }
 
-    fn read(&mut self, rkey: RKey, addr: u64, to: &mut [u8]) -> bool {
+    fn select(&mut self, srqn: Srqn) -> bool {
+        self.qp.select_srq(self.responder, srqn)
+    }
+
+    fn read(&mut self, srqn: Srqn, rkey: RKey, addr: u64, to: &mut [u8]) -> bool {
         let (mrs, len) = (&self.qp.context.mrs, to.len() as u64);
-        mrs.remote(rkey, addr, len, &self.qp.usage(Access::REMOTE_READ), self.guard)
+        let mut of = self.qp.usage(Access::REMOTE_READ);
+        if self.qp.created.xrc {
+            // A later message may have named another SRQ meanwhile.
+            let Some(srq) = self.qp.srq_of_domain(srqn) else { return false };
+            of.pd = srq.pd();
+        }
+        mrs.remote(rkey, addr, len, &of, self.guard)
             .is_some_and(|(memory, addr)| memory.read(addr, to).is_ok())
     }
 

@@ -216,14 +216,13 @@ impl Requester {
         let ack_req = reliable
             && (last || self.since_ack_req + 1 >= self.window / 4 || load + 1 >= self.window);
         let (opcode, imm) = data_opcode(wqe.opcode, first, last);
-        let transport = if reliable { 0 } else { code::UC };
         let bth = Bth {
-            opcode: transport | opcode,
+            opcode: self.transport() | opcode,
             solicited: last && wqe.flags.contains(SendFlags::SOLICITED),
             ack_req,
             ..self.bth()
         };
-        let mut head = Head::new(bth, len);
+        let mut head = self.head(bth, len);
         if first && write {
             let reth = Reth { addr: wqe.remote_addr, rkey: wqe.rkey, len: wqe.len as u32 };
             head = head.with(&reth.emit());
@@ -270,7 +269,8 @@ impl Requester {
             WrOpcode::AtomicFetchAndAdd => code::FETCH_ADD,
             _ => code::READ_REQUEST,
         };
-        let head = Head::new(Bth { opcode, ack_req: true, ..self.bth() }, 0);
+        let opcode = self.transport() | opcode;
+        let head = self.head(Bth { opcode, ack_req: true, ..self.bth() }, 0);
         let head = if wqe.is_atomic() {
             let swapping = wqe.opcode == WrOpcode::AtomicCmpAndSwp;
             let atomic = AtomicEth {
@@ -309,14 +309,35 @@ impl Requester {
             true => (Feth::WHOLE_MR, 0),
             false => (Feth::RANGE, flush.length as u32),
         };
-        let bth = Bth { opcode: code::FLUSH, ack_req: true, ..self.bth() };
+        let opcode = self.transport() | code::FLUSH;
+        let bth = Bth { opcode, ack_req: true, ..self.bth() };
         let reth = Reth { addr: wqe.remote_addr, rkey: wqe.rkey, len };
         let head =
-            Head::new(bth, 0).with(&Feth { placement, selectivity }.emit()).with(&reth.emit());
+            self.head(bth, 0).with(&Feth { placement, selectivity }.emit()).with(&reth.emit());
         let _ = out.push(&path, head.bytes(), 0, |_| Ok::<(), ()>(()));
         self.went(now, 1, head.bytes().len());
         self.arm(now);
         Sent::Yes
+    }
+
+    /// The transport's bits of an opcode.
+    fn transport(&self) -> u8 {
+        match self.config.service {
+            Service::Reliable if self.config.xrc => code::XRC,
+            Service::Reliable => 0,
+            Service::Unreliable => code::UC,
+            Service::Datagram => code::UD,
+        }
+    }
+
+    /// The headers that packets of the WR which is being sent begin with (IBA annex A14: each request of
+    /// an extended connection names its SRQ).
+    fn head(&self, bth: Bth, payload: usize) -> Head {
+        let head = Head::new(bth, payload);
+        match self.queue.get(self.at) {
+            Some(wqe) if self.config.xrc => head.with(&(wqe.srqn.0 & 0xff_ffff).to_be_bytes()),
+            _ => head,
+        }
     }
 
     /// What is the same in all packets to a connected peer.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How a responder's answers become packets.
 
-use rdma_midlayer::types::{Psn, RKey};
+use rdma_midlayer::types::Psn;
 
 use super::{Host, Reply, Responder};
 use crate::soft::wire::frame::Path;
@@ -61,8 +61,9 @@ impl Responder {
     }
 
     fn bth(&self, opcode: u8, psn: Psn) -> Bth {
+        let transport = if self.config.xrc { code::XRC } else { 0 };
         Bth {
-            opcode,
+            opcode: transport | opcode,
             migreq: true,
             pkey: DEFAULT_PKEY,
             dest: self.config.dest,
@@ -78,7 +79,7 @@ impl Responder {
         host: &mut impl Host,
         out: &mut Out<'_>,
     ) -> Result<(), Gone> {
-        let Some(Reply::Read { psn, addr, rkey, left, started, msn }) =
+        let Some(Reply::Read { psn, addr, rkey, srqn, left, started, msn }) =
             self.replies.front().copied()
         else {
             return Ok(());
@@ -95,7 +96,10 @@ impl Responder {
         if opcode != code::READ_RESPONSE_MIDDLE {
             head = head.with(&Aeth { syndrome: Syndrome::Ack, msn }.emit());
         }
-        out.push(path, head.bytes(), len as usize, |to| read(host, rkey, addr, to))?;
+        out.push(path, head.bytes(), len as usize, |to| {
+            let there = to.is_empty() || host.read(srqn, rkey, addr, to);
+            if there { Ok(()) } else { Err(Gone) }
+        })?;
         if last {
             self.replies.pop_front();
         } else if let Some(front) = self.replies.front_mut() {
@@ -103,6 +107,7 @@ impl Responder {
                 psn: psn.plus(1),
                 addr: addr.wrapping_add(len),
                 rkey,
+                srqn,
                 left: left - len,
                 started: true,
                 msn,
@@ -120,8 +125,4 @@ impl Responder {
         self.replies.push_back(Reply::Answer { psn, syndrome, msn: self.msn });
         host.refuse(super::Refusal::Access);
     }
-}
-
-fn read(host: &mut impl Host, rkey: RKey, addr: u64, to: &mut [u8]) -> Result<(), Gone> {
-    if to.is_empty() || host.read(rkey, addr, to) { Ok(()) } else { Err(Gone) }
 }
