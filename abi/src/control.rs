@@ -6,6 +6,7 @@
 //! in order and returns them in order.
 
 mod codes;
+pub mod on_demand;
 
 pub use codes::*;
 
@@ -163,6 +164,18 @@ abi_structs! {
         pub reserved1: Le32,
         /// Bytes of device memory, of all pieces together.
         pub max_dm_size: Le64,
+        /// Memory on demand: `ODP_SUPPORT`, `ODP_SUPPORT_IMPLICIT`.
+        pub odp_caps: Le32,
+        /// What RC QPs can use it for (`ODP_SUPPORT_*`).
+        pub odp_rc: Le32,
+        /// UC QPs.
+        pub odp_uc: Le32,
+        /// UD QPs.
+        pub odp_ud: Le32,
+        /// XRC QPs.
+        pub odp_xrc: Le32,
+        /// Zero.
+        pub reserved2: Le32,
     }
 
     /// Answer to QUERY_CLOCK: both clocks, read together.

@@ -58,4 +58,6 @@ abi_consts! { EVENT_CONSTS, "Asynchronous events (IBA 11.6.3)", u32;
     EVENT_HCA_ADDED = 0x100;
     /// The HCA is gone: every object of the driver answers `STATUS_NO_HCA` from here.
     EVENT_HCA_REMOVED = 0x101;
+    /// Work waits for pages of an MR of memory on demand; the number is the MR's.
+    EVENT_PAGE_FAULT = 0x102;
 }

@@ -7,8 +7,14 @@ use crate::describe::{ConstDesc, StructDesc};
 use crate::{config, control, doorbell, event, ring};
 
 /// Everything in the header, in its order.
-const STRUCTS: &[&[StructDesc]] =
-    &[config::STRUCTS, control::STRUCTS, doorbell::STRUCTS, ring::STRUCTS, event::STRUCTS];
+const STRUCTS: &[&[StructDesc]] = &[
+    config::STRUCTS,
+    control::STRUCTS,
+    control::on_demand::STRUCTS,
+    doorbell::STRUCTS,
+    ring::STRUCTS,
+    event::STRUCTS,
+];
 
 const CONSTS: &[ConstDesc] = &[
     config::DEVICE_CONSTS,
@@ -28,6 +34,9 @@ const CONSTS: &[ConstDesc] = &[
     control::QP_STATE_CONSTS,
     control::QP_ATTR_CONSTS,
     control::GID_TYPE_CONSTS,
+    control::on_demand::PAGES_CONSTS,
+    control::on_demand::ODP_CONSTS,
+    control::on_demand::ODP_CAP_CONSTS,
     doorbell::MODE_CONSTS,
     doorbell::UAR_CONSTS,
     ring::RING_CONSTS,

@@ -112,6 +112,16 @@
 #define VIRTIO_RDMA_CMD_ATTACH_MCAST 0x90u
 /* `McastRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_DETACH_MCAST 0x91u
+/* `RegOdpMrRequest`, `MrAnswer`. */
+#define VIRTIO_RDMA_CMD_REG_ODP_MR 0xa0u
+/* `MapPagesRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_MAP_PAGES 0xa1u
+/* `PagesRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_UNMAP_PAGES 0xa2u
+/* `NumberRequest` (the MR), `PageFaultAnswer`. */
+#define VIRTIO_RDMA_CMD_TAKE_PAGE_FAULT 0xa3u
+/* `PagesRequest`, no answer. */
+#define VIRTIO_RDMA_CMD_REFUSE_PAGES 0xa4u
 
 /* Status of a command. */
 /* Done. */
@@ -174,6 +184,8 @@
 #define VIRTIO_RDMA_CAP_LOCAL_DMA_LKEY 0x2000u
 /* ALLOC_DM, FREE_DM, COPY_DM, REG_DM_MR. */
 #define VIRTIO_RDMA_CAP_DEVICE_MEMORY 0x4000u
+/* REG_ODP_MR and the commands of its pages. */
+#define VIRTIO_RDMA_CAP_ON_DEMAND 0x8000u
 
 /* Flags of an `AhEntry`. */
 /* The entry is in use. */
@@ -312,6 +324,32 @@
 /* GID types. */
 /* RoCE version 2: the GID is an IPv6 or an IPv4-mapped address. */
 #define VIRTIO_RDMA_GID_TYPE_ROCE_V2 2
+
+/* Flags of MAP_PAGES and TAKE_PAGE_FAULT. */
+/* The pages may be written, or are to be. */
+#define VIRTIO_RDMA_PAGES_WRITABLE 1
+
+/* Memory on demand. */
+/* `RegOdpMrRequest::length`: every address. */
+#define VIRTIO_RDMA_ODP_ALL 0xffffffffffffffffull
+
+/* What can use memory on demand, numbered as in libibverbs. */
+/* In `odp_caps`: MRs of REG_ODP_MR. */
+#define VIRTIO_RDMA_ODP_SUPPORT 1
+/* In `odp_caps`: of `ODP_ALL`. */
+#define VIRTIO_RDMA_ODP_SUPPORT_IMPLICIT 2
+/* In those of a transport: data of SENDs. */
+#define VIRTIO_RDMA_ODP_SUPPORT_SEND 1
+/* Receive buffers. */
+#define VIRTIO_RDMA_ODP_SUPPORT_RECV 2
+/* Both ends of RDMA WRITE. */
+#define VIRTIO_RDMA_ODP_SUPPORT_WRITE 4
+/* Both ends of RDMA READ. */
+#define VIRTIO_RDMA_ODP_SUPPORT_READ 8
+/* Both ends of atomics. */
+#define VIRTIO_RDMA_ODP_SUPPORT_ATOMIC 0x10u
+/* Receive buffers of SRQs. */
+#define VIRTIO_RDMA_ODP_SUPPORT_SRQ_RECV 0x20u
 
 /* The mode word of a send or receive queue. */
 /* Set: the device polls the phase of the next WQE by itself. Clear: ring after posting. */
@@ -505,6 +543,8 @@
 #define VIRTIO_RDMA_EVENT_HCA_ADDED 0x100u
 /* The HCA is gone: every object of the driver answers `STATUS_NO_HCA` from here. */
 #define VIRTIO_RDMA_EVENT_HCA_REMOVED 0x101u
+/* Work waits for pages of an MR of memory on demand; the number is the MR's. */
+#define VIRTIO_RDMA_EVENT_PAGE_FAULT 0x102u
 
 /* Configuration space: read-only for the driver, always current (each read asks the device). */
 struct virtio_rdma_config {
@@ -728,8 +768,20 @@ struct virtio_rdma_device_attr {
 	__le32 reserved1;
 	/* Bytes of device memory, of all pieces together. */
 	__le64 max_dm_size;
+	/* Memory on demand: `ODP_SUPPORT`, `ODP_SUPPORT_IMPLICIT`. */
+	__le32 odp_caps;
+	/* What RC QPs can use it for (`ODP_SUPPORT_*`). */
+	__le32 odp_rc;
+	/* UC QPs. */
+	__le32 odp_uc;
+	/* UD QPs. */
+	__le32 odp_ud;
+	/* XRC QPs. */
+	__le32 odp_xrc;
+	/* Zero. */
+	__le32 reserved2;
 };
-static_assert(sizeof(struct virtio_rdma_device_attr) == 192, "size of virtio_rdma_device_attr");
+static_assert(sizeof(struct virtio_rdma_device_attr) == 216, "size of virtio_rdma_device_attr");
 static_assert(offsetof(struct virtio_rdma_device_attr, node_guid) == 0, "offset of virtio_rdma_device_attr.node_guid");
 static_assert(offsetof(struct virtio_rdma_device_attr, sys_image_guid) == 8, "offset of virtio_rdma_device_attr.sys_image_guid");
 static_assert(offsetof(struct virtio_rdma_device_attr, fw_ver) == 16, "offset of virtio_rdma_device_attr.fw_ver");
@@ -772,6 +824,12 @@ static_assert(offsetof(struct virtio_rdma_device_attr, max_cq_count) == 176, "of
 static_assert(offsetof(struct virtio_rdma_device_attr, max_cq_period) == 178, "offset of virtio_rdma_device_attr.max_cq_period");
 static_assert(offsetof(struct virtio_rdma_device_attr, reserved1) == 180, "offset of virtio_rdma_device_attr.reserved1");
 static_assert(offsetof(struct virtio_rdma_device_attr, max_dm_size) == 184, "offset of virtio_rdma_device_attr.max_dm_size");
+static_assert(offsetof(struct virtio_rdma_device_attr, odp_caps) == 192, "offset of virtio_rdma_device_attr.odp_caps");
+static_assert(offsetof(struct virtio_rdma_device_attr, odp_rc) == 196, "offset of virtio_rdma_device_attr.odp_rc");
+static_assert(offsetof(struct virtio_rdma_device_attr, odp_uc) == 200, "offset of virtio_rdma_device_attr.odp_uc");
+static_assert(offsetof(struct virtio_rdma_device_attr, odp_ud) == 204, "offset of virtio_rdma_device_attr.odp_ud");
+static_assert(offsetof(struct virtio_rdma_device_attr, odp_xrc) == 208, "offset of virtio_rdma_device_attr.odp_xrc");
+static_assert(offsetof(struct virtio_rdma_device_attr, reserved2) == 212, "offset of virtio_rdma_device_attr.reserved2");
 
 /* Answer to QUERY_CLOCK: both clocks, read together. */
 struct virtio_rdma_clock_answer {
@@ -1483,6 +1541,83 @@ static_assert(sizeof(struct virtio_rdma_modify_qp_request) == 88, "size of virti
 static_assert(offsetof(struct virtio_rdma_modify_qp_request, qpn) == 0, "offset of virtio_rdma_modify_qp_request.qpn");
 static_assert(offsetof(struct virtio_rdma_modify_qp_request, attr_mask) == 4, "offset of virtio_rdma_modify_qp_request.attr_mask");
 static_assert(offsetof(struct virtio_rdma_modify_qp_request, attr) == 8, "offset of virtio_rdma_modify_qp_request.attr");
+
+/* REG_ODP_MR: an MR without pages, which MAP_PAGES puts there. */
+struct virtio_rdma_reg_odp_mr_request {
+	/* The PD. */
+	__le32 pdn;
+	/* `ACCESS_*`. */
+	__le32 access;
+	/* Address by which work requests name the first byte. */
+	__le64 iova;
+	/* Bytes: 1 to `max_mr_size`; or `ODP_ALL`, with `iova` and `offset` 0. */
+	__le64 length;
+	/* Bytes from the start of page 0 to the first byte. */
+	__le64 offset;
+	/* A page is `2^page_shift` bytes: 12 to 30. */
+	__u8 page_shift;
+	/* Zero. */
+	__u8 reserved[7];
+};
+static_assert(sizeof(struct virtio_rdma_reg_odp_mr_request) == 40, "size of virtio_rdma_reg_odp_mr_request");
+static_assert(offsetof(struct virtio_rdma_reg_odp_mr_request, pdn) == 0, "offset of virtio_rdma_reg_odp_mr_request.pdn");
+static_assert(offsetof(struct virtio_rdma_reg_odp_mr_request, access) == 4, "offset of virtio_rdma_reg_odp_mr_request.access");
+static_assert(offsetof(struct virtio_rdma_reg_odp_mr_request, iova) == 8, "offset of virtio_rdma_reg_odp_mr_request.iova");
+static_assert(offsetof(struct virtio_rdma_reg_odp_mr_request, length) == 16, "offset of virtio_rdma_reg_odp_mr_request.length");
+static_assert(offsetof(struct virtio_rdma_reg_odp_mr_request, offset) == 24, "offset of virtio_rdma_reg_odp_mr_request.offset");
+static_assert(offsetof(struct virtio_rdma_reg_odp_mr_request, page_shift) == 32, "offset of virtio_rdma_reg_odp_mr_request.page_shift");
+static_assert(offsetof(struct virtio_rdma_reg_odp_mr_request, reserved) == 33, "offset of virtio_rdma_reg_odp_mr_request.reserved");
+
+/* MAP_PAGES: pages are there from now on. */
+struct virtio_rdma_map_pages_request {
+	/* The MR. */
+	__le32 mrn;
+	/* `PAGES_*`. */
+	__le32 flags;
+	/* The first page. */
+	__le64 first;
+	/* Where they lie, in pages of the MR's size. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_map_pages_request) == 32, "size of virtio_rdma_map_pages_request");
+static_assert(offsetof(struct virtio_rdma_map_pages_request, mrn) == 0, "offset of virtio_rdma_map_pages_request.mrn");
+static_assert(offsetof(struct virtio_rdma_map_pages_request, flags) == 4, "offset of virtio_rdma_map_pages_request.flags");
+static_assert(offsetof(struct virtio_rdma_map_pages_request, first) == 8, "offset of virtio_rdma_map_pages_request.first");
+static_assert(offsetof(struct virtio_rdma_map_pages_request, pages) == 16, "offset of virtio_rdma_map_pages_request.pages");
+
+/* UNMAP_PAGES and REFUSE_PAGES. */
+struct virtio_rdma_pages_request {
+	/* The MR. */
+	__le32 mrn;
+	/* Zero. */
+	__le32 reserved;
+	/* The first page. */
+	__le64 first;
+	/* How many. */
+	__le64 count;
+};
+static_assert(sizeof(struct virtio_rdma_pages_request) == 24, "size of virtio_rdma_pages_request");
+static_assert(offsetof(struct virtio_rdma_pages_request, mrn) == 0, "offset of virtio_rdma_pages_request.mrn");
+static_assert(offsetof(struct virtio_rdma_pages_request, reserved) == 4, "offset of virtio_rdma_pages_request.reserved");
+static_assert(offsetof(struct virtio_rdma_pages_request, first) == 8, "offset of virtio_rdma_pages_request.first");
+static_assert(offsetof(struct virtio_rdma_pages_request, count) == 16, "offset of virtio_rdma_pages_request.count");
+
+/* Answer to TAKE_PAGE_FAULT. */
+struct virtio_rdma_page_fault_answer {
+	/* The first page that is wanted. */
+	__le64 first;
+	/* How many; 0: none. */
+	__le64 count;
+	/* `PAGES_*`: what they are wanted for. */
+	__le32 flags;
+	/* Zero. */
+	__le32 reserved;
+};
+static_assert(sizeof(struct virtio_rdma_page_fault_answer) == 24, "size of virtio_rdma_page_fault_answer");
+static_assert(offsetof(struct virtio_rdma_page_fault_answer, first) == 0, "offset of virtio_rdma_page_fault_answer.first");
+static_assert(offsetof(struct virtio_rdma_page_fault_answer, count) == 8, "offset of virtio_rdma_page_fault_answer.count");
+static_assert(offsetof(struct virtio_rdma_page_fault_answer, flags) == 16, "offset of virtio_rdma_page_fault_answer.flags");
+static_assert(offsetof(struct virtio_rdma_page_fault_answer, reserved) == 20, "offset of virtio_rdma_page_fault_answer.reserved");
 
 /*
  * First line of a user access region (UAR); the bitmap of pending slots follows it, a

@@ -66,6 +66,8 @@ pub struct DeviceAttr {
     pub max_xrcd: u32,
     /// `LKey::LOCAL_DMA` is a key.
     pub local_dma_lkey: bool,
+    /// Memory on demand: RC and XRC use it for everything, UC and UD for what they send.
+    pub on_demand: bool,
     /// 0: no atomics; 1: atomic among the QPs of this device; 2: with the whole system.
     pub atomic_cap: u32,
     /// There is `WrOpcode::AtomicWrite`.

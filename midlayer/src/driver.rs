@@ -15,7 +15,7 @@ use std::time::Instant;
 use crate::attr::{AhAttr, DeviceAttr, GidEntry, PortAttr, QpAttr, QpAttrMask, QpCap};
 use crate::context::MaySleep;
 use crate::error::{Error, Result};
-use crate::memory::UserMemory;
+use crate::memory::{PageRange, UserMemory};
 use crate::types::{Access, Cqn, Gid, LKey, MwType, QpType, Qpn, RKey, Srqn};
 use crate::work::{MwBind, RecvWqe, RecvWr, SendWr, WorkCompletion};
 
@@ -176,8 +176,28 @@ pub trait MrDriver: Any + Send + Sync {
         Err(Error::Unsupported("re-registration"))
     }
 
+    /// Memory on demand: pages that are wanted, each time others, oldest first. `None` if there are none;
+    /// the next one is then told of by an event (`AsyncEvent::PagesMissing`). Every fault that was taken
+    /// is to be answered.
+    fn take_page_fault(&self) -> Option<PageFault> {
+        None
+    }
+
+    /// Memory on demand: pages have been put into the table (`Paging::map`), or, if `refused`, can't be
+    /// had: then the work that waits for any of them fails.
+    fn answer_page_faults(&self, _pages: PageRange, _refused: bool) {}
+
     /// Ends the MR. Returns when nothing touches its memory any more. May sleep.
     fn dereg(&self, cx: &MaySleep) -> Result<()>;
+}
+
+/// Pages of memory on demand that work waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFault {
+    /// The pages, some of which may be there.
+    pub pages: PageRange,
+    /// They are to be written.
+    pub write: bool,
 }
 
 /// What `MrDriver::rereg` changes.
@@ -506,6 +526,8 @@ pub enum AsyncEvent {
     PortErr(u8),
     /// The port's GID table changed.
     GidChange(u8),
+    /// Work waits for pages of memory on demand; the number of its `Paging`.
+    PagesMissing(u32),
     /// The device failed.
     DeviceFatal,
 }

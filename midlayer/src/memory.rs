@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 mod builder;
 mod copy;
+mod on_demand;
+
+pub use on_demand::{PageRange, Paging};
 
 pub use builder::{Builder, PageBuilder};
 use copy::{Bulk, LONG, copy, copy_tail};
@@ -78,6 +81,8 @@ enum Layout {
     /// Few runs of any length, with or without holes between them: offset of the first byte, bytes,
     /// host address.
     Runs(Box<[(u64, u64, *mut u8)]>),
+    /// Pages that come and go; the first byte lies `offset` into the first.
+    OnDemand { offset: u64, paging: Arc<Paging> },
 }
 
 // SAFETY: the pointers point into mappings that are `Send + Sync` and are kept alive; all access
@@ -133,6 +138,59 @@ impl UserMemory {
         let layout = Layout::Runs(found.into());
         let Builder { mappings, runs, .. } = builder;
         Ok(Self { start, length, layout, sparse: true, mappings, runs })
+    }
+
+    /// Memory on demand that appears at `start`, `length` bytes long; the first byte lies `offset` into
+    /// page 0 of `paging`. What reads and writes it must be inside an `rcu` guard from the moment on that
+    /// `missing` found the pages there; else they may be used after they were taken away.
+    ///
+    /// # Errors
+    /// `OutOfRange` if the bytes are more than the pages.
+    pub fn on_demand(
+        start: u64,
+        length: u64,
+        offset: u64,
+        paging: Arc<Paging>,
+    ) -> Result<Self, OutOfRange> {
+        let last =
+            offset.checked_add(length.checked_sub(1).ok_or(OutOfRange)?).ok_or(OutOfRange)?;
+        if start.checked_add(length).is_none() || last >> paging.shift() >= paging.pages() {
+            return Err(OutOfRange);
+        }
+        let layout = Layout::OnDemand { offset, paging };
+        Ok(Self { start, length, layout, sparse: false, mappings: Vec::new(), runs: Vec::new() })
+    }
+
+    /// The table of its pages, if it is memory on demand.
+    pub fn paging(&self) -> Option<&Arc<Paging>> {
+        match &self.layout {
+            Layout::OnDemand { paging, .. } => Some(paging),
+            _ => None,
+        }
+    }
+
+    /// Which pages are missing under some bytes that lie inside: `None` if all are there, or it is not
+    /// memory on demand. Never sleeps; takes time in proportion to the pages.
+    #[inline]
+    pub fn missing(&self, addr: u64, len: u64, write: bool) -> Option<PageRange> {
+        match &self.layout {
+            Layout::OnDemand { offset, paging } if len > 0 && self.contains(addr, len) => {
+                paging.missing(addr - self.start + offset, len, write)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether some bytes lie inside and their pages are there.
+    #[inline]
+    fn permits(&self, addr: u64, len: u64, write: bool) -> bool {
+        self.contains(addr, len)
+            && match &self.layout {
+                Layout::OnDemand { offset, paging } => {
+                    paging.permits(addr - self.start + offset, len, write)
+                }
+                _ => true,
+            }
     }
 
     /// The consumer's address of the first byte.
@@ -233,7 +291,7 @@ impl UserMemory {
                     .map(|r| self.mappings[r.mapping].base().wrapping_add(r.offset));
                 run.map_or(0, |run| *at as u64 - run as u64)
             }
-            Layout::Runs(_) => 0,
+            Layout::Runs(_) | Layout::OnDemand { .. } => 0,
         };
         let mut places = Vec::new();
         let mut done = 0;
@@ -269,7 +327,7 @@ impl UserMemory {
 
     fn read_pieces(&self, addr: u64, to: &mut [u8]) -> Result<(), OutOfRange> {
         let mut done = 0;
-        self.pieces(addr, to.len() as u64, |from, len| {
+        self.pieces(addr, to.len() as u64, false, |from, len| {
             // SAFETY: `pieces` gives addresses inside live mappings; `to` is ours and long enough.
             unsafe { copy(to.as_mut_ptr().add(done), from, len) };
             done += len;
@@ -289,7 +347,7 @@ impl UserMemory {
 
     fn write_pieces(&self, addr: u64, from: &[u8]) -> Result<(), OutOfRange> {
         let mut done = 0;
-        self.pieces(addr, from.len() as u64, |to, len| {
+        self.pieces(addr, from.len() as u64, true, |to, len| {
             // SAFETY: as in `read`, the other way round.
             unsafe { copy(to, from.as_ptr().add(done), len) };
             done += len;
@@ -305,7 +363,7 @@ impl UserMemory {
         from_addr: u64,
         len: u64,
     ) -> Result<(), OutOfRange> {
-        if !from.contains(from_addr, len) || !self.contains(addr, len) {
+        if !from.permits(from_addr, len, false) || !self.permits(addr, len, true) {
             return Err(OutOfRange);
         }
         if len == 0 {
@@ -398,11 +456,15 @@ impl UserMemory {
     /// The host address of some bytes that lie together in a page and are aligned to their number.
     #[inline]
     fn aligned(&self, addr: u64, bytes: u64) -> Option<*mut u8> {
-        if matches!(self.layout, Layout::Runs(_)) {
-            let at = self.host_address(addr, bytes)?;
-            return (at as usize).is_multiple_of(bytes as usize).then_some(at);
-        }
-        self.aligned_at(addr.checked_sub(self.start)?, bytes)
+        let found = match &self.layout {
+            Layout::Runs(_) => self.host_address(addr, bytes)?,
+            Layout::OnDemand { .. } if self.permits(addr, bytes, true) => {
+                let (at, together) = self.locate(addr - self.start);
+                Some(at).filter(|_| together >= bytes)?
+            }
+            _ => return self.aligned_at(addr.checked_sub(self.start)?, bytes),
+        };
+        (found as usize).is_multiple_of(bytes as usize).then_some(found)
     }
 
     /// As `aligned`, `at` bytes from the start; `None` in memory with holes.
@@ -421,7 +483,7 @@ impl UserMemory {
                 }
                 pages.get((at >> shift) as usize)?.wrapping_add(within as usize)
             }
-            Layout::Runs(_) => return None,
+            Layout::Runs(_) | Layout::OnDemand { .. } => return None,
         };
         (host as usize).is_multiple_of(bytes as usize).then_some(host)
     }
@@ -445,6 +507,8 @@ impl UserMemory {
                 (len <= (1 << shift) - within).then(|| page.wrapping_add(within as usize))
             }
             Layout::Runs(_) => self.host_address_in_runs(at, len),
+            // A page may be gone in the next moment: each access looks at its own.
+            Layout::OnDemand { .. } => None,
         }
     }
 
@@ -470,9 +534,10 @@ impl UserMemory {
         &self,
         addr: u64,
         len: u64,
+        write: bool,
         mut f: impl FnMut(*mut u8, usize),
     ) -> Result<(), OutOfRange> {
-        if !self.contains(addr, len) {
+        if !self.permits(addr, len, write) {
             return Err(OutOfRange);
         }
         let mut at = addr - self.start;
@@ -502,6 +567,7 @@ impl UserMemory {
                 let (first, len, base) = runs[i];
                 (base, at - first, first + len - at)
             }
+            Layout::OnDemand { offset, paging } => return paging.locate(at + offset),
         };
         // SAFETY: callers pass offsets that `contains` allowed, and the constructors checked that
         // there is memory at each of those, so the sum stays inside the mapping.

@@ -317,6 +317,7 @@ impl Device {
             HcaEvent::PortActive(n) => (event::EVENT_PORT_ACTIVE, n.into()),
             HcaEvent::PortErr(n) => (event::EVENT_PORT_ERR, n.into()),
             HcaEvent::GidChange(n) => (event::EVENT_GID_CHANGE, n.into()),
+            HcaEvent::PagesMissing(n) => (event::EVENT_PAGE_FAULT, n),
             HcaEvent::DeviceFatal => (event::EVENT_DEVICE_FATAL, 0),
         };
         self.raise(kind, number);

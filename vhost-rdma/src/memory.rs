@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rdma_midlayer::memory::{Mapping, PageBuilder, Run, UserMemory};
+use rdma_midlayer::memory::{Mapping, PageBuilder, Paging, Run, UserMemory};
 use virtio_rdma_abi::control::PageList;
 
 use crate::mapping::{GuestRegion, Identity};
@@ -160,6 +160,23 @@ impl GuestMemory {
             (region.guest_start(), Run { offset: 0, len: mapping.len(), mapping })
         });
         UserMemory::sparse(places).ok()
+    }
+
+    /// A table for `length` bytes of memory on demand, the first of which lies `offset` into page 0, of
+    /// pages in this memory, none of which is there.
+    ///
+    /// # Errors
+    /// `Malformed` if `shift` is not 12 to 30, there are no bytes, or they wrap round.
+    pub fn paging(
+        &self,
+        number: u32,
+        shift: u32,
+        offset: u64,
+        length: u64,
+    ) -> Result<Arc<Paging>, PageListError> {
+        let mappings = self.regions.iter().map(|region| region.clone() as Arc<dyn Mapping>);
+        let bytes = offset.checked_add(length).ok_or(PageListError::Malformed)?;
+        Paging::new(number, shift, bytes, mappings).map_err(|_| PageListError::Malformed)
     }
 
     /// The memory that a page list names, from `offset` in its first page on, under the addresses

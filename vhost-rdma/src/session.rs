@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::Poller;
+use rdma_midlayer::memory::{OutOfRange, Paging, UserMemory};
 use rdma_midlayer::types::{Access, QpState};
 use rdma_midlayer::verbs::{Context, Cq, Mr, Mw, Pd, Qp, Xrcd};
 use rdma_midlayer::{MaySleep, rcu};
@@ -57,6 +58,45 @@ pub enum Lies {
     Device(u32),
     /// Where the last WR_REG_MR said.
     Fast(Arc<FastMr>),
+    /// Where MAP_PAGES says, page by page.
+    OnDemand(OnDemand),
+}
+
+/// An MR of memory on demand, without its pages.
+pub struct OnDemand {
+    /// The table of its pages.
+    pub paging: Arc<Paging>,
+    /// The address of its first byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Of the first byte in page 0.
+    pub offset: u64,
+}
+
+impl OnDemand {
+    /// Its memory, for the HCA.
+    ///
+    /// # Errors
+    /// `OutOfRange` if it wraps round, or is more than the table has.
+    pub fn memory(&self) -> Result<UserMemory, OutOfRange> {
+        UserMemory::on_demand(self.start, self.length, self.offset, self.paging.clone())
+    }
+
+    /// It loses its pages, for the VM's memory has changed: those that work needs fault anew. May sleep.
+    fn begin_anew(
+        &mut self,
+        cx: &MaySleep,
+        mr: &Mr,
+        memory: &GuestMemory,
+    ) -> rdma_midlayer::Result<()> {
+        let old = &self.paging;
+        let wrong = rdma_midlayer::Error::Invalid("the table of an MR's pages");
+        self.paging = memory
+            .paging(old.number(), old.shift(), self.offset, self.length)
+            .map_err(|_| wrong)?;
+        mr.replace_memory(cx, Some(self.memory().map_err(|_| wrong)?))
+    }
 }
 
 /// A completion queue.
@@ -308,11 +348,18 @@ impl Session {
         if let Err(e) = self.context.set_dma_memory(cx, memory.all()) {
             log::debug!("no key for all memory: {e}");
         }
-        for (mrn, object) in &self.mrs {
+        for (mrn, object) in &mut self.mrs {
+            if let Lies::OnDemand(on_demand) = &mut object.lies {
+                self.mr_pages -= std::mem::take(&mut object.pages);
+                if let Err(e) = on_demand.begin_anew(cx, &object.mr, memory) {
+                    log::warn!("MR {mrn}: {e}");
+                }
+                continue;
+            }
             let kept = match &object.lies {
                 Lies::In(regions) if memory.holds(regions) => continue,
                 Lies::Fast(fast) if fast.is_held_by(memory) => continue,
-                Lies::Device(_) => continue,
+                Lies::Device(_) | Lies::OnDemand(_) => continue,
                 Lies::In(_) | Lies::Fast(_) => None,
                 Lies::Everywhere => memory.all(),
             };

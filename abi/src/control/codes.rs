@@ -82,6 +82,16 @@ abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of e
     CMD_ATTACH_MCAST = 0x0090;
     /// `McastRequest`, no answer.
     CMD_DETACH_MCAST = 0x0091;
+    /// `RegOdpMrRequest`, `MrAnswer`.
+    CMD_REG_ODP_MR = 0x00a0;
+    /// `MapPagesRequest`, no answer.
+    CMD_MAP_PAGES = 0x00a1;
+    /// `PagesRequest`, no answer.
+    CMD_UNMAP_PAGES = 0x00a2;
+    /// `NumberRequest` (the MR), `PageFaultAnswer`.
+    CMD_TAKE_PAGE_FAULT = 0x00a3;
+    /// `PagesRequest`, no answer.
+    CMD_REFUSE_PAGES = 0x00a4;
 }
 
 abi_consts! { STATUS_CONSTS, "Status of a command", u32;
@@ -146,6 +156,8 @@ abi_consts! { CAP_CONSTS, "Capabilities, agreed in INIT", u64;
     CAP_LOCAL_DMA_LKEY = 0x2000;
     /// ALLOC_DM, FREE_DM, COPY_DM, REG_DM_MR.
     CAP_DEVICE_MEMORY = 0x4000;
+    /// REG_ODP_MR and the commands of its pages.
+    CAP_ON_DEMAND = 0x8000;
 }
 
 abi_consts! { AH_CONSTS, "Flags of an `AhEntry`", u32;

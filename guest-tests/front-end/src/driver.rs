@@ -6,6 +6,7 @@
 mod cq;
 mod dm;
 mod keys;
+mod on_demand;
 mod srq;
 
 pub use keys::{FastMr, Mw, bind_args};

@@ -274,7 +274,8 @@ impl PdDriver for Pd {
         memory: UserMemory,
         access: Access,
     ) -> Result<Arc<dyn MrDriver>> {
-        if memory.len() > self.context.limits.max_mr_size {
+        // Memory on demand may be all of an address space.
+        if memory.len() > self.context.limits.max_mr_size && memory.paging().is_none() {
             return Err(Error::Invalid("length of the memory region"));
         }
         self.register(Memory::One(memory), access)

@@ -3,17 +3,18 @@
 //! comparison, without a lock. What is behind a key that work requests change is in `rebind`.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rdma_midlayer::driver::{MrChange, MrDriver, own_any};
-use rdma_midlayer::memory::{Span, UserMemory};
+use rdma_midlayer::driver::{MrChange, MrDriver, PageFault, own_any};
+use rdma_midlayer::memory::{PageRange, Span, UserMemory};
 use rdma_midlayer::rcu::{Guard, Table};
 use rdma_midlayer::types::{Access, LKey, MwType, RKey};
 use rdma_midlayer::work::{MwBind, RegMr, Sge};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::{Context, Pd};
+use super::faults::{Faults, Missing};
 use super::numbers::{NumberPool, Reuse};
 use super::rebind::{BindFault, Draining, Found, Kind, Part, Rebind, Used, User, new_generation};
 
@@ -115,6 +116,10 @@ pub(crate) struct Mrs {
     count: AtomicU64,
     /// What `LKey::LOCAL_DMA` stands for.
     dma: Table<UserMemory>,
+    /// MRs of memory on demand.
+    on_demand: AtomicUsize,
+    /// Theirs.
+    pub(crate) faults: Faults,
 }
 
 impl Mrs {
@@ -126,7 +131,15 @@ impl Mrs {
             random: RandomState::new(),
             count: AtomicU64::new(0),
             dma: Table::new(1),
+            on_demand: AtomicUsize::new(0),
+            faults: Faults::default(),
         }
+    }
+
+    /// Whether any memory is there on demand only.
+    #[inline]
+    pub(crate) fn has_on_demand(&self) -> bool {
+        self.on_demand.load(Ordering::Relaxed) > 0
     }
 
     #[inline]
@@ -396,6 +409,8 @@ impl Mrs {
 pub(crate) struct Mr {
     context: Arc<Context>,
     key: u32,
+    /// The consumer's number of its table of pages, if it is of memory on demand.
+    on_demand: Option<u32>,
     /// Held while the entry is exchanged, so that no late exchange hits the next owner of the number.
     now: Mutex<Now>,
 }
@@ -424,8 +439,16 @@ impl Mr {
         access: Access,
     ) -> Result<Self> {
         check_access(access)?;
-        let key = context.mrs.register(pd, access, memory)?;
-        Ok(Self { context, key, now: Mutex::new(Now { pd, access, gone: false }) })
+        let on_demand = match &memory {
+            Memory::One(memory) => memory.paging().map(|paging| paging.number()),
+            _ => None,
+        };
+        // Before anybody can find the memory.
+        context.mrs.on_demand.fetch_add(usize::from(on_demand.is_some()), Ordering::SeqCst);
+        let key = context.mrs.register(pd, access, memory).inspect_err(|_| {
+            context.mrs.on_demand.fetch_sub(usize::from(on_demand.is_some()), Ordering::SeqCst);
+        })?;
+        Ok(Self { context, key, on_demand, now: Mutex::new(Now { pd, access, gone: false }) })
     }
 
     fn now(&self) -> Result<MutexGuard<'_, Now>> {
@@ -448,7 +471,20 @@ impl MrDriver for Mr {
         let memory = memory.map_or(Memory::None, Memory::One);
         let (pd, access) = (now.pd, now.access);
         let entry = Entry { key: self.key, pd, access, memory, generation: new_generation() };
-        self.context.mrs.replace(cx, entry).map(drop)
+        let mrs = &self.context.mrs;
+        mrs.replace(cx, entry)?;
+        self.on_demand.inspect(|number| mrs.faults.forget(*number));
+        Ok(())
+    }
+
+    fn take_page_fault(&self) -> Option<PageFault> {
+        let missing = self.context.mrs.faults.take(self.on_demand?)?;
+        let Missing { pages, write } = missing;
+        Some(PageFault { pages, write })
+    }
+
+    fn answer_page_faults(&self, pages: PageRange, refused: bool) {
+        self.on_demand.inspect(|number| self.context.mrs.faults.answer(*number, pages, refused));
     }
 
     fn rereg(&self, cx: &MaySleep, change: MrChange) -> Result<()> {
@@ -481,7 +517,12 @@ impl MrDriver for Mr {
 
     fn dereg(&self, cx: &MaySleep) -> Result<()> {
         self.now()?.gone = true;
-        self.context.mrs.deregister(cx, self.key);
+        let mrs = &self.context.mrs;
+        mrs.deregister(cx, self.key);
+        if let Some(number) = self.on_demand {
+            mrs.on_demand.fetch_sub(1, Ordering::SeqCst);
+            mrs.faults.forget(number);
+        }
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::work::{SendData, Sge};
 
+use super::faults::{Asked, Faults, Waiter};
 use super::keys::{Held, Mrs, Use};
 
 /// An SGE names memory that may not be used so.
@@ -142,6 +143,45 @@ impl<'a> Place<'a> {
             done += piece;
         }
         Ok(())
+    }
+
+    /// Whether pages of some of the message's bytes are missing.
+    pub(crate) fn lacks(&self, offset: u64, len: u64, write: bool) -> bool {
+        self.first_lack(offset, len, write).is_some()
+    }
+
+    /// Asks for the pages of some of the message's bytes that lie together in an MR, the first of which
+    /// any are missing: the number of its table, and what came of it. `None` if all are there.
+    pub(crate) fn ask(
+        &self,
+        offset: u64,
+        len: u64,
+        write: bool,
+        faults: &Faults,
+        waiter: Option<Waiter>,
+    ) -> Option<(u32, Asked)> {
+        let (memory, addr, len) = self.first_lack(offset, len, write)?;
+        let number = memory.paging()?.number();
+        let asked = faults.ask(&memory, (addr, len, write), waiter);
+        (asked != Asked::Here).then_some((number, asked))
+    }
+
+    /// The first of the MRs under some of the message's bytes in which pages are missing, and which
+    /// bytes of it are meant.
+    fn first_lack(&self, offset: u64, len: u64, write: bool) -> Option<(Piece<'_, 'a>, u64, u64)> {
+        if let Self::Bytes(_) = self {
+            return None;
+        }
+        let mut done = 0;
+        while done < len {
+            let (memory, addr, together) = self.at(offset + done).ok()?;
+            let piece = together.min(len - done);
+            if memory.missing(addr, piece, write).is_some() {
+                return Some((memory, addr, piece));
+            }
+            done += piece;
+        }
+        None
     }
 
     /// The memory at an offset into the message, and how many bytes from there lie together.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::Pd;
 use crate::context::MaySleep;
-use crate::driver::{MrChange, MrDriver};
+use crate::driver::{MrChange, MrDriver, PageFault};
 use crate::error::{Error, Result};
-use crate::memory::UserMemory;
+use crate::memory::{PageRange, UserMemory};
 use crate::object::{self, Base, Object, hold, release};
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use crate::types::{Access, LKey, RKey};
@@ -40,7 +40,13 @@ impl Mr {
         access: Access,
     ) -> Result<Arc<Self>> {
         check_access(access)?;
-        if memory.len() > pd.base().device.attr.max_mr_size {
+        let attr = &pd.base().device.attr;
+        let on_demand = memory.paging().is_some();
+        if on_demand && !attr.on_demand {
+            return Err(Error::Unsupported("memory on demand"));
+        }
+        // Memory on demand may be all of an address space.
+        if memory.len() > attr.max_mr_size && !on_demand {
             return Err(Error::Limit("max_mr_size"));
         }
         Self::wrap(cx, pd, || pd.driver().reg_mr(cx, memory, access))
@@ -109,6 +115,9 @@ impl Mr {
         if let Some(access) = change.access {
             check_access(access)?;
         }
+        if change.memory.as_ref().is_some_and(|m| m.paging().is_some()) {
+            return Err(Error::Unsupported("re-registration as memory on demand"));
+        }
         if change.memory.as_ref().is_some_and(|m| m.len() > self.base.device.attr.max_mr_size) {
             return Err(Error::Limit("max_mr_size"));
         }
@@ -130,6 +139,25 @@ impl Mr {
         });
         self.changing_pd.store(false, Ordering::Release);
         result
+    }
+
+    /// Memory on demand: pages that are wanted (`MrDriver::take_page_fault`).
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub fn take_page_fault(&self, cx: &MaySleep) -> Result<Option<PageFault>> {
+        let _verb = self.base.verb(cx)?;
+        Ok(self.driver.take_page_fault())
+    }
+
+    /// Memory on demand: pages are there, or refused (`MrDriver::answer_page_faults`).
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub fn answer_page_faults(&self, cx: &MaySleep, pages: PageRange, refused: bool) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        self.driver.answer_page_faults(pages, refused);
+        Ok(())
     }
 
     /// Ends the MR. Returns when nothing touches its memory any more. May sleep.

@@ -80,6 +80,7 @@ impl Call<'_> {
             | has(attr.max_xrcd > 0, abi::CAP_XRC)
             | has(attr.atomic_write, abi::CAP_ATOMIC_WRITE)
             | has(attr.flush, abi::CAP_FLUSH)
+            | has(attr.on_demand, abi::CAP_ON_DEMAND)
             | abi::CAP_REREG_MR
             | abi::CAP_DEVICE_MEMORY
     }

@@ -161,10 +161,14 @@ fn check_quota(
     pages: u64,
     instead: u64,
 ) -> Result<(), Status> {
+    (pages <= quota_left(session, memory, instead)).then_some(()).ok_or(NO_RESOURCES)
+}
+
+/// Pages that MRs may list beside those that they do, if `instead` of those are given up.
+pub(super) fn quota_left(session: &Session, memory: &GuestMemory, instead: u64) -> u64 {
     let listed = session.mr_pages.saturating_sub(instead);
     let quota = (memory.bytes() >> 12).saturating_mul(limits::MR_PAGES_PER_PAGE);
-    let fits = listed.saturating_add(pages) <= quota.max(limits::MIN_MR_PAGES);
-    fits.then_some(()).ok_or(NO_RESOURCES)
+    quota.max(limits::MIN_MR_PAGES).saturating_sub(listed)
 }
 
 /// A PD for keys that no process may have; from here on it is one.
@@ -192,7 +196,7 @@ pub(super) fn insert(
 }
 
 /// The address of an MR's first byte.
-fn start(iova: u64, access: Access) -> u64 {
+pub(super) fn start(iova: u64, access: Access) -> u64 {
     if access.contains(Access::ZERO_BASED) { 0 } else { iova }
 }
 
@@ -215,7 +219,7 @@ pub(crate) fn access(bits: u32) -> Result<Access, Status> {
 }
 
 /// Both keys, whatever the rights: those may change.
-fn mr_answer(number: u32, mr: &Mr) -> abi::MrAnswer {
+pub(super) fn mr_answer(number: u32, mr: &Mr) -> abi::MrAnswer {
     abi::MrAnswer {
         mrn: number.into(),
         lkey: mr.lkey().0.into(),

@@ -6,6 +6,7 @@ mod cq;
 mod dm;
 mod init;
 mod memory;
+mod on_demand;
 mod qp;
 mod query;
 mod srq;
@@ -168,6 +169,11 @@ impl Call<'_> {
             abi::CMD_QUERY_SRQ => self.query_srq(),
             abi::CMD_DESTROY_SRQ => self.destroy_srq(),
             abi::CMD_SET_AH_TABLE => self.set_ah_table(),
+            abi::CMD_REG_ODP_MR => self.reg_odp_mr(),
+            abi::CMD_MAP_PAGES => self.map_pages(),
+            abi::CMD_UNMAP_PAGES => self.unmap_pages(),
+            abi::CMD_TAKE_PAGE_FAULT => self.take_page_fault(),
+            abi::CMD_REFUSE_PAGES => self.refuse_pages(),
             abi::CMD_ATTACH_MCAST | abi::CMD_DETACH_MCAST => self.no_mcast(),
             _ => Err(Status(abi::STATUS_UNKNOWN_COMMAND)),
         }
@@ -214,7 +220,9 @@ fn answer_bytes(command: u16) -> usize {
         | abi::CMD_GET_DMA_MR
         | abi::CMD_ALLOC_MR
         | abi::CMD_REREG_MR
-        | abi::CMD_REG_DM_MR => size_of::<abi::MrAnswer>(),
+        | abi::CMD_REG_DM_MR
+        | abi::CMD_REG_ODP_MR => size_of::<abi::MrAnswer>(),
+        abi::CMD_TAKE_PAGE_FAULT => size_of::<abi::on_demand::PageFaultAnswer>(),
         abi::CMD_ALLOC_MW => size_of::<abi::MwAnswer>(),
         abi::CMD_QUERY_CLOCK => size_of::<abi::ClockAnswer>(),
         abi::CMD_QUERY_QP => size_of::<abi::QpAttr>(),

@@ -3,6 +3,7 @@
 
 use virtio_rdma_abi::control as abi;
 
+use super::on_demand::OdpCaps;
 use super::{Answer, Call, INVALID, Status, bytes};
 use crate::clock;
 use crate::device::limits;
@@ -21,6 +22,7 @@ impl Call<'_> {
             true => abi::DEVICE_CAP_RC_RNR_NAK_GEN | abi::DEVICE_CAP_LOCAL_DMA_LKEY,
             false => abi::DEVICE_CAP_RC_RNR_NAK_GEN,
         };
+        let odp = OdpCaps::of(a.on_demand);
         Ok(bytes(&abi::DeviceAttr {
             node_guid: guid,
             sys_image_guid: guid,
@@ -62,6 +64,11 @@ impl Call<'_> {
             max_cq_count: limits::MAX_CQ_COUNT.into(),
             max_cq_period: limits::MAX_CQ_PERIOD.into(),
             max_dm_size: limits::MAX_DM.into(),
+            odp_caps: odp.general.into(),
+            odp_rc: odp.rc.into(),
+            odp_uc: odp.uc.into(),
+            odp_ud: odp.ud.into(),
+            odp_xrc: odp.xrc.into(),
             ..Default::default()
         }))
     }

@@ -2,6 +2,7 @@
 //! Control commands that are short, unknown, or name what is not there; and chains that make no
 //! sense.
 
+use front_end::abi::control::on_demand::*;
 use front_end::abi::control::*;
 use front_end::{Piece, QpOptions, SplitRing, Status, VmConfig, access};
 use zerocopy::IntoBytes;
@@ -50,6 +51,11 @@ const COMMANDS: &[(u16, usize, usize)] = &[
     (CMD_SET_AH_TABLE, size_of::<SetAhTableRequest>(), 0),
     (CMD_ATTACH_MCAST, size_of::<McastRequest>(), 0),
     (CMD_DETACH_MCAST, size_of::<McastRequest>(), 0),
+    (CMD_REG_ODP_MR, size_of::<RegOdpMrRequest>(), size_of::<MrAnswer>()),
+    (CMD_MAP_PAGES, size_of::<MapPagesRequest>(), 0),
+    (CMD_UNMAP_PAGES, size_of::<PagesRequest>(), 0),
+    (CMD_TAKE_PAGE_FAULT, size_of::<NumberRequest>(), size_of::<PageFaultAnswer>()),
+    (CMD_REFUSE_PAGES, size_of::<PagesRequest>(), 0),
 ];
 
 fn status_of(answer: &[u8]) -> Option<Status> {

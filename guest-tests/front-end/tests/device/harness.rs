@@ -32,7 +32,8 @@ pub const CAPABILITIES: u64 = CAP_UC
     | CAP_ATOMIC_WRITE
     | CAP_FLUSH
     | CAP_LOCAL_DMA_LKEY
-    | CAP_DEVICE_MEMORY;
+    | CAP_DEVICE_MEMORY
+    | CAP_ON_DEMAND;
 
 /// Longer than anything takes on a loaded machine.
 pub const LONG: Duration = Duration::from_secs(60);

@@ -18,6 +18,8 @@ mod hca_hotplug;
 mod init;
 mod kinds;
 mod lifecycle;
+mod on_demand;
+mod on_demand_hostile;
 mod placement;
 mod scribble;
 mod solicited;

@@ -88,6 +88,7 @@ impl Qp {
     pub(super) fn reset(&self, requester: &mut Requester, responder: &mut Responder) {
         self.state.store(QpState::Reset.code(), Ordering::Release);
         self.stop_waiting(requester);
+        self.forget_fault();
         requester.reset();
         responder.reset();
         self.reset_wire(requester, responder);

@@ -13,6 +13,7 @@ use rdma_midlayer::work::{SendFlags, SendWr, WcFlags, WorkCompletion};
 
 use super::Qp;
 use super::execute::Step;
+use super::paging::{Bytes, Lack};
 use super::responder::Responder;
 use crate::soft::place::{Place, copy};
 
@@ -68,6 +69,12 @@ impl Qp {
         let Ok(data) = Place::of_data(wr.data, len, view) else {
             return Step::Fail(WcStatus::LocProtErr);
         };
+        let refused = self.take_answer();
+        match self.lacks(&data, Bytes { offset: 0, len, rest: len }, false, Some(self), refused) {
+            Lack::Nothing => {}
+            Lack::Asked => return Step::Absent,
+            Lack::Refused => return Step::Fail(WcStatus::LocProtErr),
+        }
         let mut packet = [0; GRH + MAX_DATAGRAM as usize];
         let packet = &mut packet[..GRH + len as usize];
         if data.read(&mut packet[GRH..]).is_err() {

@@ -11,9 +11,10 @@ use rdma_midlayer::types::{Access, Gid, Psn, QpType, WcStatus, WrOpcode};
 use rdma_midlayer::work::{SendData, SendWr};
 use rdma_midlayer::{Error, Result};
 
-use super::Qp;
 use super::local::is_local;
+use super::paging::{Bytes, Lack};
 use super::responder::Request;
+use super::{PIECE, Qp};
 use crate::soft::MAX_MESSAGE;
 use crate::soft::place::Place;
 
@@ -30,6 +31,10 @@ pub(super) enum Step {
     Lost,
     /// Another thread is at the peer: later.
     Busy,
+    /// Pages of our memory are missing, and asked for.
+    Absent,
+    /// Pages of the peer's are.
+    AbsentThere,
     /// The WR ends with an error.
     Fail(WcStatus),
 }
@@ -163,6 +168,13 @@ impl Qp {
         if self.recv_came.load(Ordering::Relaxed) {
             self.recv_came.store(false, Ordering::Relaxed);
         }
+        let refused = self.take_answer();
+        let bytes = Bytes { offset, len: (len - offset).min(PIECE), rest: len - offset };
+        match self.lacks(&local, bytes, form.reads, Some(self), refused) {
+            Lack::Nothing => {}
+            Lack::Asked => return Step::Absent,
+            Lack::Refused => return Step::Fail(WcStatus::LocProtErr),
+        }
         let psn = link.psn;
         // On an unreliable connection a message that is lost is done (IBA 9.7.8, 9.8.2).
         let unreliable = self.created.qp_type == QpType::Uc;
@@ -171,7 +183,7 @@ impl Qp {
         let Some(mut responder) = peer.qp.responder.0.try_lock_briefly() else {
             return Step::Busy;
         };
-        let request = Request { from: self, attr, wr, len, offset, local: &local, guard };
+        let request = Request { from: self, attr, wr, len, offset, local: &local, refused, guard };
         if !peer.qp.accepts(&mut responder, &request, psn, peer.epoch, peer.source) {
             drop(responder);
             link.peer = None;
@@ -186,7 +198,7 @@ impl Qp {
         }
         match step {
             // What is wrong over there is never heard of.
-            Step::Rnr(_) | Step::Lost if unreliable => Step::Done,
+            Step::Rnr(_) | Step::Lost | Step::AbsentThere if unreliable => Step::Done,
             Step::Fail(status) if unreliable && is_remote(status) => Step::Done,
             step => step,
         }

@@ -8,6 +8,7 @@ mod burst;
 mod datagram;
 mod execute;
 mod local;
+mod paging;
 mod placement;
 mod queue;
 mod requester;
@@ -87,6 +88,8 @@ pub(crate) struct Qp {
     queued: Queued,
     /// The peer has posted a receive WR for which this QP waits.
     recv_came: AtomicBool,
+    /// The number of the last page fault, and its answer (`paging`).
+    fault: AtomicU64,
     /// What a WR that goes by packets took away, until nobody uses it. Locked with the requester.
     draining: SpinLock<Option<Draining>>,
     /// XRC target: the domain.
@@ -163,6 +166,7 @@ impl Qp {
             destroyed: AtomicBool::new(false),
             queued: Queued::new(),
             recv_came: AtomicBool::new(false),
+            fault: AtomicU64::new(0),
             draining: SpinLock::new(None),
             xrcd,
             xrc_pd: AtomicU32::new(0),

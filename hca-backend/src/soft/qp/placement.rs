@@ -28,6 +28,12 @@ impl Qp {
         if !responder.places(Access::REMOTE_WRITE) || !wr.remote_addr.is_multiple_of(8) {
             return self.refuse_invalid(responder);
         }
+        let Some(place) = self.remote_place(request, Access::REMOTE_WRITE) else {
+            return self.refuse_access(responder);
+        };
+        if let Some(step) = self.put_off(responder, request, &place, true) {
+            return step;
+        }
         let mut word = [0; 8];
         if request.local.read(&mut word).is_err() {
             return Step::Fail(WcStatus::LocProtErr);

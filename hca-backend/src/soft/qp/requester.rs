@@ -16,6 +16,7 @@ use rdma_midlayer::{Error, Result};
 use super::datagram::Dest;
 use super::execute::{Link, Step};
 use super::local::{self, is_local};
+use super::paging::PAGE_TIMER;
 use super::queue::{Current, SendQueue};
 use super::wire::{self, Sending};
 use super::{FLUSH_A_TURN, PIECE, Qp};
@@ -62,6 +63,8 @@ enum Why {
     Rnr,
     /// The request was lost: there is no such peer, or it is not connected to us.
     Ack,
+    /// Pages are missing, of ours or of the peer's.
+    Pages,
 }
 
 impl Requester {
@@ -402,6 +405,16 @@ impl Qp {
                 }
                 self.wait(r, Why::Rnr, Some(now + rnr_delay(code)));
             }
+            Step::Absent => self.wait(r, Why::Pages, None),
+            Step::AbsentThere if r.rnr_left == 0 => {
+                self.end_current(r, WcStatus::RnrRetryExcErr);
+            }
+            Step::AbsentThere => {
+                if r.rnr_left < 7 {
+                    r.rnr_left -= 1;
+                }
+                self.wait(r, Why::Pages, Some(now + rnr_delay(PAGE_TIMER)));
+            }
             Step::Lost => {
                 let until = (r.attr.timeout != 0).then(|| now + ack_timeout(r.attr.timeout));
                 self.wait(r, Why::Ack, until);
@@ -426,7 +439,11 @@ impl Qp {
     fn stop_wait_if_due(&self, r: &mut Requester, now: Instant) -> bool {
         let Some(wait) = &r.wait else { return true };
         let why = wait.why;
-        let came = why == Why::Rnr && self.recv_came.swap(false, Ordering::AcqRel);
+        let came = match why {
+            Why::Rnr => self.recv_came.swap(false, Ordering::AcqRel),
+            Why::Pages => self.has_answer(),
+            Why::Ack => false,
+        };
         if !came && wait.timer.is_none_or(|(at, _)| at > now) {
             return false;
         }

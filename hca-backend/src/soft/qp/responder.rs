@@ -16,6 +16,7 @@ use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompl
 use rdma_midlayer::{Error, Result};
 
 use super::execute::Step;
+use super::paging::{Bytes, Lack};
 use super::queue::RecvQueue;
 use super::wire::Receiving;
 use super::{FLUSH_A_TURN, PIECE, Qp};
@@ -48,6 +49,8 @@ pub(super) struct Responder {
     /// The WQE of a message that is coming in, if `held`.
     pub(super) wqe: RecvWqe,
     pub(super) held: bool,
+    /// The message in hand begins anew: pages for its first bytes were missing.
+    paused: bool,
     /// `wqe` holds the next WQE, which no message has yet.
     ahead: Option<Ahead>,
     /// The source was asked to report new WQEs.
@@ -72,6 +75,8 @@ pub(super) struct Request<'a> {
     pub(super) offset: u64,
     /// The requester's memory.
     pub(super) local: &'a Place<'a>,
+    /// Pages that it waited for can't be had.
+    pub(super) refused: bool,
     pub(super) guard: &'a Guard,
 }
 
@@ -80,6 +85,13 @@ impl Request<'_> {
     #[inline]
     fn piece(&self) -> u64 {
         (self.len - self.offset).min(PIECE)
+    }
+
+    /// The bytes to move now.
+    #[inline]
+    fn bytes(&self) -> Bytes {
+        let rest = self.len - self.offset;
+        Bytes { offset: self.offset, len: self.piece(), rest }
     }
 
     #[inline]
@@ -130,6 +142,7 @@ impl Responder {
             queue: RecvQueue::default(),
             wqe: RecvWqe::default(),
             held: false,
+            paused: false,
             ahead: None,
             doorbell: false,
             waiter: None,
@@ -160,6 +173,7 @@ impl Responder {
         self.configure(&QpAttr::default(), QpAttrMask::RQ_PSN);
         self.queue.clear();
         self.held = false;
+        self.paused = false;
         self.ahead = None;
         self.waiter = None;
         self.draining = None;
@@ -373,7 +387,9 @@ impl Qp {
         if responder.draining.is_some() {
             return self.go_on_invalidating(responder, request);
         }
+        let paused = std::mem::take(&mut responder.paused);
         match (request.offset, responder.held) {
+            (0, true) if paused => {}
             (0, false) => {
                 if let Err(step) = self.take_for(responder, request) {
                     return step;
@@ -399,7 +415,14 @@ impl Qp {
         }
         let view = self.view(Access::LOCAL_WRITE, request.guard);
         let copied = match Place::of_sges(sges, request.len, view) {
-            Ok(to) => copy(&to, request.local, request.offset, request.piece()),
+            Ok(to) => match self.lacks_for(request, &to, true) {
+                Lack::Nothing => copy(&to, request.local, request.offset, request.piece()),
+                Lack::Asked => {
+                    responder.paused = true;
+                    return Step::AbsentThere;
+                }
+                Lack::Refused => Err(CopyFault::To),
+            },
             Err(_) => Err(CopyFault::To),
         };
         match copied {
@@ -431,6 +454,9 @@ impl Qp {
         let Some(to) = self.remote_place(request, Access::REMOTE_WRITE) else {
             return self.refuse_access(responder);
         };
+        if let Some(step) = self.put_off(responder, request, &to, true) {
+            return step;
+        }
         let with_imm = request.wr.opcode == WrOpcode::RdmaWriteWithImm;
         // The WQE is the last packet's affair.
         if with_imm
@@ -458,6 +484,9 @@ impl Qp {
         let Some(from) = self.remote_place(request, Access::REMOTE_READ) else {
             return self.refuse_access(responder);
         };
+        if let Some(step) = self.put_off(responder, request, &from, false) {
+            return step;
+        }
         match copy(request.local, &from, request.offset, request.piece()) {
             Err(CopyFault::From) => self.refuse_access(responder),
             Err(CopyFault::To) => Step::Fail(WcStatus::LocProtErr),
@@ -473,10 +502,13 @@ impl Qp {
         {
             return self.refuse_invalid(responder);
         }
-        let Some(Place::One { memory, addr }) = self.remote_place(request, Access::REMOTE_ATOMIC)
-        else {
+        let Some(place) = self.remote_place(request, Access::REMOTE_ATOMIC) else {
             return self.refuse_access(responder);
         };
+        if let Some(step) = self.put_off(responder, request, &place, true) {
+            return step;
+        }
+        let Place::One { memory, addr } = place else { return self.refuse_access(responder) };
         let old = memory.with_atomic(addr, |word| match wr.opcode {
             WrOpcode::AtomicCmpAndSwp => {
                 let (compare, swap) = (wr.compare_add, wr.swap);
@@ -490,6 +522,30 @@ impl Qp {
         match copy(request.local, &Place::Bytes(&old.to_ne_bytes()), 0, 8) {
             Ok(()) => Step::Done,
             Err(_) => Step::Fail(WcStatus::LocProtErr),
+        }
+    }
+
+    /// Whether pages of a place here are missing that a request needs now.
+    #[inline]
+    fn lacks_for(&self, request: &Request<'_>, place: &Place<'_>, write: bool) -> Lack {
+        // What is lost on an unreliable connection is not tried again.
+        let waiter = (self.created.qp_type != QpType::Uc).then_some(request.from);
+        self.lacks(place, request.bytes(), write, waiter, request.refused)
+    }
+
+    /// How a request ends for now whose pages here are missing.
+    #[inline]
+    pub(super) fn put_off(
+        &self,
+        responder: &mut Responder,
+        request: &Request<'_>,
+        place: &Place<'_>,
+        write: bool,
+    ) -> Option<Step> {
+        match self.lacks_for(request, place, write) {
+            Lack::Nothing => None,
+            Lack::Asked => Some(Step::AbsentThere),
+            Lack::Refused => Some(self.refuse_access(responder)),
         }
     }
 
@@ -531,7 +587,11 @@ impl Qp {
 
     /// What a request names here. A request without data names nothing (IBA 9.7.4.1.6).
     #[inline]
-    fn remote_place<'a>(&'a self, request: &Request<'a>, access: Access) -> Option<Place<'a>> {
+    pub(super) fn remote_place<'a>(
+        &'a self,
+        request: &Request<'a>,
+        access: Access,
+    ) -> Option<Place<'a>> {
         let (wr, len) = (request.wr, request.len);
         if len == 0 {
             return Some(Place::Bytes(&[]));
