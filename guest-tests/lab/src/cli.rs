@@ -80,6 +80,9 @@ pub struct GuestArguments {
     /// Frames in a million that these ports lose, in each direction
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub loss: u32,
+    /// Messages between the guests' RDMA devices go by packets, as between two hosts
+    #[arg(long)]
+    pub packets: bool,
     /// The RDMA device can be unplugged: `lab-host unplug` and `lab-host plug` (QEMU only)
     #[arg(long)]
     pub hot_plug: bool,
@@ -108,6 +111,7 @@ impl GuestArguments {
             rdma: !self.no_rdma,
             outside: self.outside.min(guests),
             loss: self.loss,
+            packets: self.packets,
             hot_plug: self.hot_plug,
             hosts: 0,
         }

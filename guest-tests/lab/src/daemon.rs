@@ -38,6 +38,8 @@ pub struct Service {
     pub vectors: u32,
     /// Frames in a million that ports lose, in each direction.
     pub loss: u32,
+    /// Whether devices reach each other by packets only.
+    pub packets: bool,
 }
 
 impl Daemon {
@@ -75,6 +77,9 @@ impl Daemon {
                 awaited.push(PathBuf::from(local));
             }
             command.arg("--socket-path").arg(device);
+        }
+        if service.packets {
+            command.args(["--hca", "soft,wire=always"]);
         }
         if outside > 0 {
             command.arg("--pcap").arg(folder.join("wire.pcap"));

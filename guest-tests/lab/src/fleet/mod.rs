@@ -60,6 +60,8 @@ pub struct Shape {
     pub outside: usize,
     /// Frames in a million that the ports lose, in each direction.
     pub loss: u32,
+    /// Whether the guests' RDMA devices reach each other by packets only, though one daemon serves them.
+    pub packets: bool,
     /// Whether the RDMA device can be unplugged and plugged (QEMU only).
     pub hot_plug: bool,
     /// How many of the guests, the first ones, are hosts to the others, which run in the first one; 0:
@@ -81,6 +83,7 @@ impl Shape {
             rdma: true,
             outside: 0,
             loss: 0,
+            packets: false,
             hot_plug: false,
             hosts: 0,
         }
@@ -315,8 +318,9 @@ impl Parts {
             .as_ref()
             .filter(|_| self.shape.hosts == 0)
             .map(|program| {
-                let Shape { guests, outside, vectors, loss, .. } = self.shape;
-                Daemon::start(program, &Service { guests, outside, vectors, loss }, folder)
+                let Shape { guests, outside, vectors, loss, packets, .. } = self.shape;
+                let service = Service { guests, outside, vectors, loss, packets };
+                Daemon::start(program, &service, folder)
             })
             .transpose()
     }

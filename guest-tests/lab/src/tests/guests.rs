@@ -65,6 +65,7 @@ pub fn tests() -> Vec<Test> {
         };
         tests.push(Test::new(format!("demo_{kind}"), demo).long());
     }
+    tests.extend(by_packets());
     tests.extend(interop());
     let with_file_systems =
         Shape { packages: vec!["e2fsprogs".to_owned()], ..Shape::of_kind(Kind::Qemu) };
@@ -98,6 +99,21 @@ pub fn tests() -> Vec<Test> {
     tests.push(Test::new("lab_breaks_a_barrier_that_nobody_can_pass", a_broken_barrier));
     tests.push(Test::new("lab_ends_guests_at_the_time_out", a_time_out));
     tests
+}
+
+/// What no other RoCE in software speaks, or guests can't ask of it, between devices that reach each other by packets only.
+fn by_packets() -> Vec<Test> {
+    let shape = Shape { packets: true, ..Shape::of_kind(Kind::Uml) };
+    let programs = &["XRC", "xsrq", "srq"];
+    vec![
+        script(
+            "vm_xrc_and_srq_by_packets_uml".into(),
+            shape.clone(),
+            "ibverbs-programs.sh",
+            programs,
+        ),
+        script("vm_kernel_verbs_by_packets_uml".into(), shape, "kernel-verbs.sh", &[]),
+    ]
 }
 
 /// rxe in a guest outside of the daemon, and our device in another one, or rxe there too.
