@@ -157,6 +157,7 @@ fn end(cx: &MaySleep, hca: &SoftHca, last: u8) -> End {
         send_ready: Some(Arc::new(Nobody)),
         srq: None,
         xrcd: None,
+        block_self_mcast: false,
     };
     let qp = pd.create_qp(cx, init).unwrap();
     End { context, pd, mr, qp, gid }

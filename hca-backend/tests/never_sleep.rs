@@ -16,7 +16,7 @@ use hca_backend::soft::{Config, Limits, SoftHca};
 use midlayer::{CAP, Stage, memory, send};
 use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask as M};
 use rdma_midlayer::driver::{FmrAttr, MalformedWqe, Notify, Waker};
-use rdma_midlayer::types::{Access, Gid, MwType, QpState, QpType, WcStatus, WrOpcode};
+use rdma_midlayer::types::{Access, Gid, MwType, QpState, QpType, Qpn, WcStatus, WrOpcode};
 use rdma_midlayer::work::{MwBind, RecvWr, SendData, SendWr, Sge, WorkCompletion};
 use rdma_midlayer::{ContextSpec, CqSpec, MaySleep, Qp, QpSpec, RunQueue, SrqSpec};
 use trap::trapped;
@@ -192,6 +192,9 @@ fn address_handles_datagrams_and_shared_queues_make_no_call_that_may_block() {
     let sge = [Sge { addr: 0x1000, length: 1024, lkey: mr.lkey() }];
     let path = AhAttr { dgid: GID, port: 1, ..AhAttr::default() };
     let shared = pd.create_ah(&path).unwrap();
+    let group = Gid([0xff; 16]);
+    b.attach_mcast(&cx, &group, 0).unwrap();
+    let to_group = pd.create_ah(&AhAttr { dgid: group, ..path }).unwrap();
     let received = AtomicU64::new(0);
     let once = || {
         let mut wcs = Vec::with_capacity(32);
@@ -205,6 +208,8 @@ fn address_handles_datagrams_and_shared_queues_make_no_call_that_may_block() {
             let ud = Some(ah.dest(b.qpn(), 7).unwrap());
             let _ = a.post_send(&SendWr { ud, ..send(2, SendData::Inline(b"hello")) });
         }
+        let ud = Some(to_group.dest(Qpn::MULTICAST, 7).unwrap());
+        let _ = a.post_send(&SendWr { ud, ..send(2, SendData::Inline(b"hello, all")) });
         ah.destroy().unwrap();
         while cq.poll_cq(&mut wcs, 32).unwrap() == 32 {}
         let came = |wc: &&WorkCompletion| wc.opcode.is_recv() && wc.status == WcStatus::Success;
@@ -217,7 +222,8 @@ fn address_handles_datagrams_and_shared_queues_make_no_call_that_may_block() {
     });
     assert_eq!(calls, []);
     assert!(received.load(SeqCst) > 100, "only {} datagrams", received.load(SeqCst));
-    drop(shared);
+    drop((shared, to_group));
+    b.detach_mcast(&cx, &group, 0).unwrap();
     a.destroy(&cx).unwrap();
     b.destroy(&cx).unwrap();
     srq.destroy(&cx).unwrap();

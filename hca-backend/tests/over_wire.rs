@@ -12,6 +12,8 @@ mod soft_errors;
 mod soft_memory;
 #[path = "soft_model.rs"]
 mod soft_model;
+#[path = "soft_multicast.rs"]
+mod soft_multicast;
 #[path = "soft_placement.rs"]
 mod soft_placement;
 #[path = "soft_rc.rs"]

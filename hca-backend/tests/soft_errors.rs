@@ -543,6 +543,7 @@ fn a_cq_without_room_fails_with_its_qps() {
         send_ready: None,
         srq: None,
         xrcd: None,
+        block_self_mcast: false,
     };
     let idle = a.tenant.pd.create_qp(&lab.cx, init(&a.cqs[0])).unwrap();
     let attr = QpAttr { state: QpState::Init, ..a.attr };

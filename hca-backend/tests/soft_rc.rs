@@ -258,6 +258,7 @@ fn completions_of_a_cq_in_the_drivers_own_ring_are_polled_in_order() {
         send_ready: None,
         srq: None,
         xrcd: None,
+        block_self_mcast: false,
     };
     let qp = a.tenant.pd.create_qp(&lab.cx, init).unwrap();
     let own = End { qp, ..a };

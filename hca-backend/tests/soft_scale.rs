@@ -61,6 +61,7 @@ fn the_limits_can_be_reached_and_idle_objects_cost_little() {
             send_ready: None,
             srq: None,
             xrcd: None,
+            block_self_mcast: false,
         };
         a.tenant.pd.create_qp(&lab.cx, init)
     };

@@ -334,6 +334,7 @@ fn sizes_beyond_the_limits_are_refused() {
         send_ready: None,
         srq: None,
         xrcd: None,
+        block_self_mcast: false,
     };
     let cap = Setup::default().cap;
     for bad in [

@@ -343,6 +343,7 @@ fn two_threads_that_poll_one_cq_get_each_completion_once() {
         send_ready: None,
         srq: None,
         xrcd: None,
+        block_self_mcast: false,
     };
     let qp = lab.eager(tenant.pd.create_qp(&lab.cx, init).unwrap());
     let own = End { qp, ..End::new(&lab, tenant, &Setup::default()) };

@@ -87,6 +87,11 @@ pub trait ContextDriver: Any + Send + Sync {
         Err(Error::Unsupported("local_dma_lkey"))
     }
 
+    /// How many packets and datagrams with a wrong key came for the tenant.
+    fn violations(&self) -> Violations {
+        Violations::default()
+    }
+
     /// Stops the tenant: when it returns, no memory of the tenant's is read or written any more, by
     /// its own work requests or by a peer's, and none of its CQs or receive sources is called. Work
     /// stays queued; peers see packets lost (time-outs and retries as for a cut cable). May sleep.
@@ -97,6 +102,15 @@ pub trait ContextDriver: Any + Send + Sync {
 
     /// Ends the context; its objects are gone already. May sleep.
     fn dealloc(&self, cx: &MaySleep) -> Result<()>;
+}
+
+/// What was not let in, since the context was made (IBA 14.2.5.6, PortInfo).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Violations {
+    /// Packets with a P_Key that is not in the table.
+    pub pkey: u64,
+    /// Datagrams with another Q_Key than the QP's.
+    pub qkey: u64,
 }
 
 /// A protection domain.
@@ -378,6 +392,8 @@ pub struct QpInit {
     pub srq: Option<Arc<dyn SrqDriver>>,
     /// XRC target: the domain, of this driver.
     pub xrcd: Option<Arc<dyn XrcdDriver>>,
+    /// UD: what it sends to a multicast group does not come back to itself, though it is attached.
+    pub block_self_mcast: bool,
 }
 
 /// A queue pair.
@@ -442,7 +458,10 @@ pub trait QpDriver: Any + Send + Sync {
         Err(Error::Unsupported("memory windows"))
     }
 
-    /// UD: receives what is sent to a multicast group. May sleep.
+    /// UD: receives what is sent to a multicast group, in any state that receives. May sleep.
+    ///
+    /// # Errors
+    /// `Limit` for one of the device's three limits.
     fn attach_mcast(&self, _cx: &MaySleep, _gid: &Gid, _lid: u16) -> Result<()> {
         Err(Error::Unsupported("multicast"))
     }

@@ -84,6 +84,20 @@ impl fmt::Display for Gid {
     }
 }
 
+impl Gid {
+    /// Whether it names a multicast group: an IPv6 one, or an IPv4 one as a mapped address, as RoCEv2
+    /// has it (the kernel's `rdma_is_multicast_addr`).
+    pub fn is_multicast(&self) -> bool {
+        let address = std::net::Ipv6Addr::from(self.0);
+        address.is_multicast() || address.to_ipv4_mapped().is_some_and(|v4| v4.is_multicast())
+    }
+}
+
+impl Qpn {
+    /// Whom a datagram to a multicast group is for (IBA 10.5.1).
+    pub const MULTICAST: Self = Self(0xff_ffff);
+}
+
 impl LKey {
     /// All memory that the consumer can use for DMA, in the work requests of privileged QPs
     /// (`local_dma_lkey`); what that is says `Context::set_dma_memory`.

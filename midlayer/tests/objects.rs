@@ -228,6 +228,7 @@ fn a_qp_takes_only_the_transitions_and_ranges_that_iba_has() {
         (QpAttr { min_rnr_timer: 32, ..base }, "min_rnr_timer"),
         (QpAttr { max_dest_rd_atomic: 17, ..base }, "max_dest_rd_atomic"),
         (QpAttr { ah: AhAttr { flow_label: 1 << 20, ..AhAttr::default() }, ..base }, "path"),
+        (QpAttr { ah: AhAttr { dgid: Gid([0xff; 16]), ..AhAttr::default() }, ..base }, "path"),
     ];
     for (attr, name) in wrong {
         assert_eq!(modify(attr, rtr), Err(Error::Invalid(name)));
@@ -260,8 +261,43 @@ fn a_qp_takes_only_the_transitions_and_ranges_that_iba_has() {
     let recv = RecvWr { wr_id: 1, ticket: 0, sges: &sges };
     assert!(matches!(qp.post_recv(&recv), Err(Error::Invalid(_))));
     assert!(matches!(qp.attach_mcast(&cx, &Gid([0xff; 16]), 0), Err(Error::Invalid(_))), "RC");
+    let spec = QpSpec { block_self_mcast: true, ..QpSpec::new(QpType::Rc, &cq, CAP) };
+    assert!(matches!(pd.create_qp(&cx, spec), Err(Error::Invalid(_))), "RC has no groups");
 
     qp.destroy(&cx).unwrap();
+    cq.destroy(&cx).unwrap();
+    stage.close(&cx, context, pd);
+}
+
+#[test]
+fn a_ud_qp_takes_groups_of_ipv6_and_ipv4_each_once_and_no_other_addresses() {
+    let cx = MaySleep::claim().unwrap();
+    let hca = LedgerHca::new("hca");
+    let stage = Stage::new(&cx, hca.clone());
+    let context = stage.device.alloc_context(&cx, ContextSpec::default()).unwrap();
+    let pd = context.alloc_pd(&cx).unwrap();
+    let cq = context.create_cq(&cx, cq_spec()).unwrap();
+    let qp = pd.create_qp(&cx, QpSpec::new(QpType::Ud, &cq, CAP)).unwrap();
+    let gid = |text: &str| Gid(text.parse::<std::net::Ipv6Addr>().unwrap().octets());
+
+    let groups = ["ff0e::1", "ff02::1:2", "::ffff:224.0.0.1", "::ffff:239.255.255.255"].map(gid);
+    for group in &groups {
+        qp.attach_mcast(&cx, group, 0).unwrap();
+        assert!(matches!(qp.attach_mcast(&cx, group, 0), Err(Error::Invalid(_))), "{group} twice");
+    }
+    assert_eq!(qp.mcast_groups().len(), groups.len());
+    // An IPv4 address that is not mapped is one of IPv6.
+    for other in ["::ffff:223.0.0.1", "::ffff:240.0.0.1", "::224.0.0.1", "fe80::1", "::"] {
+        assert!(matches!(qp.attach_mcast(&cx, &gid(other), 0), Err(Error::Invalid(_))), "{other}");
+        assert!(matches!(qp.detach_mcast(&cx, &gid(other), 0), Err(Error::Invalid(_))), "{other}");
+    }
+    for group in &groups {
+        assert_eq!(qp.destroy(&cx), Err(Error::Busy("QP")));
+        qp.detach_mcast(&cx, group, 0).unwrap();
+        assert!(matches!(qp.detach_mcast(&cx, group, 0), Err(Error::Invalid(_))), "{group} twice");
+    }
+    qp.destroy(&cx).unwrap();
+    assert_eq!(qp.detach_mcast(&cx, &groups[0], 0), Err(Error::Gone));
     cq.destroy(&cx).unwrap();
     stage.close(&cx, context, pd);
 }

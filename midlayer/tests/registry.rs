@@ -8,9 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Hooks, LedgerHca, Loopback, recorder};
+use common::{CAP, Hooks, LedgerHca, Loopback, recorder};
 use rdma_midlayer::registry::UnregisterError;
-use rdma_midlayer::{Client, ContextSpec, CqSpec, Device, Error, MaySleep, Midlayer};
+use rdma_midlayer::types::{Gid, QpType};
+use rdma_midlayer::{Client, ContextSpec, CqSpec, Device, Error, MaySleep, Midlayer, QpSpec};
+
+const GROUP: Gid = Gid([0xff; 16]);
 
 #[test]
 fn clients_get_add_for_present_and_future_devices_and_remove_in_reverse_order() {
@@ -293,14 +296,20 @@ fn a_device_whose_hardware_is_lost_answers_gone_and_remove_can_still_clean_up() 
                 let context = device.alloc_context(cx, ContextSpec::default()).unwrap();
                 let pd = context.alloc_pd(cx).unwrap();
                 let ah = pd.create_ah(&Default::default()).unwrap();
-                *kept.lock().unwrap() = Some((context, pd, ah));
+                let cq = context.create_cq(cx, CqSpec { cqe: 4, ..CqSpec::default() }).unwrap();
+                let qp = pd.create_qp(cx, QpSpec::new(QpType::Ud, &cq, CAP)).unwrap();
+                qp.attach_mcast(cx, &GROUP, 0).unwrap();
+                *kept.lock().unwrap() = Some((context, pd, ah, cq, qp));
             },
             remove: move |cx: &MaySleep, device: &Device| {
-                let (context, pd, ah) = kept2.lock().unwrap().take().unwrap();
+                let (context, pd, ah, cq, qp) = kept2.lock().unwrap().take().unwrap();
                 assert_eq!(device.query_device(cx).err(), Some(Error::Gone));
                 assert_eq!(context.alloc_pd(cx).err(), Some(Error::Gone));
                 assert_eq!(ah.query().err(), Some(Error::Gone));
                 ah.destroy().unwrap();
+                qp.detach_mcast(cx, &GROUP, 0).unwrap();
+                qp.destroy(cx).unwrap();
+                cq.destroy(cx).unwrap();
                 pd.dealloc(cx).unwrap();
                 context.dealloc(cx).unwrap();
                 cleaned.store(true, SeqCst);

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rdma_midlayer::driver::Violations;
 use virtio_rdma_abi::control::{self, Counters as Answer};
 use zerocopy::IntoBytes;
 
@@ -38,6 +39,8 @@ pub struct Counters {
     rx_bytes: AtomicU64,
     rnr_naks: AtomicU64,
     error_completions: AtomicU64,
+    bad_pkey: AtomicU64,
+    qkey_viol: AtomicU64,
 }
 
 impl Counters {
@@ -51,6 +54,20 @@ impl Counters {
             (&self.rnr_naks, empty),
         ] {
             to.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps the counts of a tenant of the HCA that goes.
+    pub fn retire_violations(&self, violations: Violations) {
+        self.bad_pkey.fetch_add(violations.pkey, Ordering::Relaxed);
+        self.qkey_viol.fetch_add(violations.qkey, Ordering::Relaxed);
+    }
+
+    /// What was not let in, with what a living tenant of the HCA has counted.
+    pub fn violations(&self, living: Violations) -> Violations {
+        Violations {
+            pkey: self.bad_pkey.load(Ordering::Relaxed) + living.pkey,
+            qkey: self.qkey_viol.load(Ordering::Relaxed) + living.qkey,
         }
     }
 
@@ -72,13 +89,20 @@ impl Counters {
         self.rx_bytes.fetch_add(counts.rx_bytes.get(), Ordering::Relaxed);
     }
 
+    /// All counts, when there are no living objects.
+    pub fn of_the_past(&self) -> Answer {
+        self.answer(Violations::default(), [].into_iter(), [].into_iter(), [].into_iter())
+    }
+
     /// All counts, with those of the living objects.
     pub fn answer<'a>(
         &self,
+        violations: Violations,
         qps: impl Iterator<Item = &'a QpPath>,
         cqs: impl Iterator<Item = &'a CqPath>,
         srqs: impl Iterator<Item = &'a SrqPath>,
     ) -> Answer {
+        let violations = self.violations(violations);
         let living = Counters::default();
         qps.for_each(|qp| living.retire_qp(qp));
         cqs.for_each(|cq| living.retire_cq(cq));
@@ -100,6 +124,8 @@ impl Counters {
             rnr_naks: sum(|c| &c.rnr_naks),
             error_completions: sum(|c| &c.error_completions),
             guest_errors: sum(|c| &c.guest_errors),
+            bad_pkey: violations.pkey.into(),
+            qkey_viol: violations.qkey.into(),
             ..Answer::default()
         }
     }

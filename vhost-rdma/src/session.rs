@@ -201,6 +201,7 @@ impl Session {
     /// The counters, with those of the living objects.
     pub fn counters(&self) -> virtio_rdma_abi::control::Counters {
         self.door.gate.counters().answer(
+            self.context.violations(),
             self.qps.values().map(|qp| &*qp.path),
             self.cqs.values().map(|cq| &*cq.path),
             self.srqs.values().map(|srq| &*srq.path),
@@ -334,6 +335,11 @@ impl Session {
         object.uar.slots().remove(cx, object.slot as usize);
         self.door.gate.counters().retire_qp(&object.path);
         let qp: &Qp = object.path.qp();
+        for (gid, lid) in qp.mcast_groups() {
+            if let Err(e) = qp.detach_mcast(cx, &gid, lid) {
+                log::warn!("QP {qpn} stays in group {gid}: {e}");
+            }
+        }
         let result = qp.destroy(cx);
         object.path.forget_ahs();
         Some(result)
@@ -449,6 +455,7 @@ impl Session {
         for (pdn, object) in self.pds.drain() {
             log("PD", pdn, object.pd.dealloc(cx));
         }
+        self.door.gate.counters().retire_violations(self.context.violations());
         log("context", 0, self.context.dealloc(cx));
     }
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Contexts and protection domains: a tenant's numbers, keys, GIDs and objects.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rdma_midlayer::attr::{AhAttr, GidEntry};
 use rdma_midlayer::driver::{
     AhDriver, AsyncEvent, ContextDriver, ContextInit, CqDriver, CqInit, EventSink, FmrAttr,
-    FmrDriver, MrDriver, MwDriver, PdDriver, QpDriver, QpInit, SrqDriver, SrqInit, XrcdDriver,
+    FmrDriver, MrDriver, MwDriver, PdDriver, QpDriver, QpInit, SrqDriver, SrqInit, Violations,
+    XrcdDriver,
 };
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::{self, Table};
@@ -17,6 +18,7 @@ use rdma_midlayer::{Error, MaySleep, Result};
 use super::Limits;
 use super::ah::Ah;
 use super::cq::Cq;
+use super::groups::Attachments;
 use super::keys::{Memory, Mr, Mrs};
 use super::link::QpCounts;
 use super::network::Network;
@@ -50,6 +52,9 @@ pub(crate) struct Context {
     srqns: Mutex<NumberPool>,
     pds: Mutex<NumberPool>,
     xrcds: Mutex<NumberPool>,
+    attachments: Mutex<Attachments>,
+    pkey_violations: AtomicU64,
+    qkey_violations: AtomicU64,
 }
 
 fn locked(pool: &Mutex<NumberPool>) -> std::sync::MutexGuard<'_, NumberPool> {
@@ -80,6 +85,9 @@ impl Context {
             srqns: pool(1, limits.max_srq, Reuse::Early),
             pds: pool(1, limits.max_pd, Reuse::Early),
             xrcds: pool(1, limits.max_pd, Reuse::Early),
+            attachments: Mutex::default(),
+            pkey_violations: AtomicU64::new(0),
+            qkey_violations: AtomicU64::new(0),
             limits,
         })
     }
@@ -112,6 +120,35 @@ impl Context {
     /// Whether a packet for a GID, in a VLAN or none, is for this context. Never sleeps.
     pub(crate) fn answers_to(&self, gid: Gid, vlan: Option<u16>) -> bool {
         self.gids.lock().iter().flatten().any(|entry| entry.gid == gid && entry.vlan == vlan)
+    }
+
+    /// Whether one of the context's addresses is in a VLAN, or in none. Never sleeps.
+    pub(crate) fn is_in_vlan(&self, vlan: Option<u16>) -> bool {
+        self.gids.lock().iter().flatten().any(|entry| entry.vlan == vlan)
+    }
+
+    /// One of the context's QPs comes into a group.
+    ///
+    /// # Errors
+    /// `Limit` if no more may.
+    pub(crate) fn take_attachment(&self, gid: Gid) -> Result<()> {
+        let mut attachments = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        attachments.take(gid, &self.limits)
+    }
+
+    /// It goes.
+    pub(crate) fn give_attachment_back(&self, gid: Gid) {
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner).give_back(gid);
+    }
+
+    /// A packet came with a wrong P_Key.
+    pub(crate) fn count_pkey_violation(&self) {
+        self.pkey_violations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A datagram came with a wrong Q_Key.
+    pub(crate) fn count_qkey_violation(&self) {
+        self.qkey_violations.fetch_add(1, Ordering::Relaxed);
     }
 
     /// All of the table.
@@ -224,6 +261,13 @@ impl ContextDriver for Context {
     fn set_dma_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
         self.mrs.set_dma(cx, memory);
         Ok(())
+    }
+
+    fn violations(&self) -> Violations {
+        Violations {
+            pkey: self.pkey_violations.load(Ordering::Relaxed),
+            qkey: self.qkey_violations.load(Ordering::Relaxed),
+        }
     }
 
     fn suspend(&self, cx: &MaySleep) -> Result<()> {

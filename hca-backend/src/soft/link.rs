@@ -4,6 +4,8 @@
 //!
 //! Not here: who moves the frames, and what a packet does (`wire`, `qp::wire`).
 
+mod group;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -15,6 +17,7 @@ use rdma_midlayer::rcu::{self, Guard};
 use rdma_midlayer::types::{Gid, Mtu, Qpn};
 
 use super::context::Context;
+use super::groups::Parcels;
 use super::network::Network;
 use super::port::Core;
 use super::qp::Qp;
@@ -51,6 +54,9 @@ pub struct LinkConfig {
 pub enum Handled {
     /// A RoCEv2 packet for a device behind the link: taken, or dropped and counted.
     Taken,
+    /// One for a group that QPs of devices behind the link are in: they have it, as far as it was right,
+    /// and others may want it too.
+    Shared,
     /// Not RoCEv2, or for an address that no device here has.
     NotOurs,
 }
@@ -80,6 +86,8 @@ pub struct Link {
     waker: SpinLock<Option<Arc<dyn Waker>>>,
     identification: AtomicU16,
     counters: Counters,
+    /// Packets to groups that have further members to reach.
+    parcels: Parcels,
     spare: SpinLock<Vec<FrameBatch>>,
 }
 
@@ -105,6 +113,7 @@ impl Link {
             waker: SpinLock::new(None),
             identification: AtomicU16::new(0),
             counters: Counters::default(),
+            parcels: Parcels::default(),
             spare: SpinLock::new(Vec::new()),
         })
     }
@@ -160,6 +169,7 @@ impl Link {
 
     /// Does what is due.
     pub fn handle_timer(&self, now: Instant) {
+        self.forward_parcels(now);
         for _ in 0..TIMERS {
             if self.timer_count.load(Ordering::Relaxed) == 0 {
                 return;
@@ -178,14 +188,15 @@ impl Link {
     /// When `handle_timer`, and then `transmit`, is to be called at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.timer_count.load(Ordering::Relaxed) == 0 {
-            return None;
+            return self.parcels.since();
         }
-        self.timers.lock().first_key_value().map(|(key, _)| key.0)
+        let first = self.timers.lock().first_key_value().map(|(key, _)| key.0);
+        first.into_iter().chain(self.parcels.since()).min()
     }
 
-    /// Whether `transmit` may find something.
+    /// Whether `transmit` or `handle_timer` may find something to do now.
     pub fn has_frames(&self) -> bool {
-        self.ready.has_tasks()
+        self.ready.has_tasks() || !self.parcels.is_empty()
     }
 
     /// Where to say that there is something to send, or a nearer deadline, when `transmit` last found
@@ -319,28 +330,14 @@ impl Link {
                 return Handled::Taken;
             }
         };
+        if datagram.dest.is_multicast() {
+            return self.take_for_group(now, frame, &datagram, from_outside, guard);
+        }
         let context = match self.context_of(&datagram, from_outside) {
             Ok(context) => context,
             Err(handled) => return handled,
         };
-        if !datagram.icrc_is_right() {
-            self.counters.icrc_err.inc();
-            return Handled::Taken;
-        }
-        let Ok(packet) = Packet::parse(datagram.transport) else {
-            self.counters.malformed.inc();
-            return Handled::Taken;
-        };
-        // The top bit is the membership; one of two limited members would not be heard.
-        if (packet.bth.pkey ^ DEFAULT_PKEY) & 0x7fff != 0 {
-            self.counters.pkey_err.inc();
-            return Handled::Taken;
-        }
-        self.counters.rcvd_pkts.inc();
-        self.counters.rcvd_bytes.add(packet.payload.len() as u64);
-        if datagram.congested {
-            self.counters.ecn_marked.inc();
-        }
+        let Some(packet) = self.open(&datagram, Some(&context)) else { return Handled::Taken };
         let known = context
             .qp(packet.bth.dest)
             .is_some_and(|qp| qp.wire_receive(now, self, &datagram, &packet, guard));
@@ -348,6 +345,30 @@ impl Link {
             self.counters.unknown_qp.inc();
         }
         Handled::Taken
+    }
+
+    /// The packet in a datagram that is for a device here, if it is right; else it is counted.
+    fn open<'d>(&self, datagram: &Datagram<'d>, context: Option<&Context>) -> Option<Packet<'d>> {
+        if !datagram.icrc_is_right() {
+            self.counters.icrc_err.inc();
+            return None;
+        }
+        let Ok(packet) = Packet::parse(datagram.transport) else {
+            self.counters.malformed.inc();
+            return None;
+        };
+        // The top bit is the membership; one of two limited members would not be heard.
+        if (packet.bth.pkey ^ DEFAULT_PKEY) & 0x7fff != 0 {
+            self.counters.pkey_err.inc();
+            context.iter().for_each(|context| context.count_pkey_violation());
+            return None;
+        }
+        self.counters.rcvd_pkts.inc();
+        self.counters.rcvd_bytes.add(packet.payload.len() as u64);
+        if datagram.congested {
+            self.counters.ecn_marked.inc();
+        }
+        Some(packet)
     }
 }
 
@@ -361,8 +382,8 @@ struct Seen {
 }
 
 impl Core for Link {
-    fn take(&self, now: Instant, frame: &[u8]) -> bool {
-        self.handle_frame(now, frame) == Handled::Taken
+    fn take(&self, now: Instant, frame: &[u8]) -> Handled {
+        self.handle_frame(now, frame)
     }
 
     fn addresses(&self) -> Vec<GidEntry> {

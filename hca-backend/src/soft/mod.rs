@@ -13,6 +13,7 @@ mod ah;
 mod context;
 mod cq;
 mod faults;
+mod groups;
 mod keys;
 mod link;
 mod network;
@@ -93,6 +94,12 @@ pub struct Limits {
     pub max_srq: u32,
     /// Entries of the GID table.
     pub max_gids: u32,
+    /// Multicast groups.
+    pub max_mcast_grp: u32,
+    /// QPs in one of them.
+    pub max_mcast_qp_attach: u32,
+    /// QPs in all of them, each as often as it is in one.
+    pub max_total_mcast_qp_attach: u32,
 }
 
 impl Default for Limits {
@@ -111,6 +118,9 @@ impl Default for Limits {
             max_ah: 65_536,
             max_srq: 65_536,
             max_gids: 256,
+            max_mcast_grp: 4096,
+            max_mcast_qp_attach: 64,
+            max_total_mcast_qp_attach: 65_536,
         }
     }
 }
@@ -223,9 +233,11 @@ impl HcaDriver for SoftHca {
             atomic_cap: 2,
             atomic_write: true,
             flush: true,
+            max_mcast_grp: limits.max_mcast_grp,
+            max_mcast_qp_attach: limits.max_mcast_qp_attach,
+            max_total_mcast_qp_attach: limits.max_total_mcast_qp_attach,
             max_pkeys: 1,
             local_ca_ack_delay: 15,
-            ..DeviceAttr::default()
         })
     }
 

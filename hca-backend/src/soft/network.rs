@@ -11,6 +11,7 @@ use rdma_midlayer::types::Gid;
 use rdma_midlayer::{Error, Result};
 
 use super::context::Context;
+use super::groups::Groups;
 use super::link::Link;
 use super::spin::SpinLock;
 
@@ -20,6 +21,7 @@ pub(crate) struct Network {
     /// Changes whenever a GID comes or goes.
     epoch: Arc<AtomicU64>,
     holders: SpinLock<HashMap<Gid, Holder>>,
+    groups: Groups,
     /// The way to peers of other daemons.
     link: Option<Arc<Link>>,
     /// QPs of this network, too, talk by packets.
@@ -38,6 +40,7 @@ impl Network {
             id,
             epoch: Arc::new(AtomicU64::new(1)),
             holders: SpinLock::new(HashMap::new()),
+            groups: Groups::default(),
             link,
             force_wire,
         });
@@ -71,6 +74,11 @@ impl Network {
             }
         }
         contexts
+    }
+
+    /// Its multicast groups.
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     pub(crate) fn id(&self) -> u64 {

@@ -124,6 +124,7 @@ impl SoftPoller {
     fn turn_of_links(&self, now: Instant) -> bool {
         let mut worked = false;
         for link in self.links() {
+            worked |= link.has_frames();
             link.handle_timer(now);
             // What leads elsewhere is lost, as where nothing is plugged in.
             worked |= link.has_frames();

@@ -13,6 +13,7 @@ use super::sync::{AtomicBool, Ordering, pause, yield_now};
 const PATIENCE: u32 = if cfg!(loom) { 1 } else { 400 };
 
 /// A value that one thread at a time may use.
+#[derive(Default)]
 pub(crate) struct SpinLock<T> {
     locked: AtomicBool,
     value: UnsafeCell<T>,

@@ -100,6 +100,9 @@ impl Qp {
             max_recv_sge: if srq.is_some() { 0 } else { cap.max_recv_sge.max(1) },
             max_inline_data: cap.max_inline,
         };
+        if init.block_self_mcast {
+            return Err(Error::Unsupported("to keep a QP's own multicast from it"));
+        }
         let number = hca.qps.take_number()?;
         let (send, recv) = (hca.queues.take_number()?, hca.queues.take_number()?);
         let spec = HostQpSpec {

@@ -416,6 +416,7 @@ pub struct Setup {
     pub cq_room: usize,
     pub memory: usize,
     pub poller: usize,
+    pub block_self_mcast: bool,
 }
 
 impl Default for Setup {
@@ -447,6 +448,7 @@ impl Default for Setup {
             cq_room: 1 << 20,
             memory: 1 << 20,
             poller: 0,
+            block_self_mcast: false,
         }
     }
 }
@@ -490,6 +492,7 @@ impl End {
             send_ready: setup.ready.clone().map(|r| r as Arc<dyn SendReady>),
             srq: setup.srq.clone(),
             xrcd: None,
+            block_self_mcast: setup.block_self_mcast,
         };
         let qp = lab.eager(tenant.pd.create_qp(&lab.cx, init).unwrap());
         let memory = whole();
@@ -590,6 +593,12 @@ impl QpDriver for Eager {
     }
     fn recv_posted(&self) {
         self.qp.recv_posted();
+    }
+    fn attach_mcast(&self, cx: &MaySleep, gid: &Gid, lid: u16) -> rdma_midlayer::Result<()> {
+        self.qp.attach_mcast(cx, gid, lid)
+    }
+    fn detach_mcast(&self, cx: &MaySleep, gid: &Gid, lid: u16) -> rdma_midlayer::Result<()> {
+        self.qp.detach_mcast(cx, gid, lid)
     }
 }
 

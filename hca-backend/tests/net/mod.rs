@@ -204,15 +204,18 @@ impl Net {
             if mark_above > 0 && backlog > mark_above {
                 mark(&mut frame);
             }
-            let to = usize::from(frame[5]) - 1;
+            let to = match frame[0] & 1 {
+                0 => usize::from(frame[5]).wrapping_sub(1)..usize::from(frame[5]),
+                _ => 0..self.nodes.len(),
+            };
             if self.rng.permille(damage) {
                 let at = self.rng.below(frame.len() as u64) as usize;
                 frame[at] ^= 1 << self.rng.below(8);
             }
             let arrival = arrival + self.rng.below(jitter + 1);
-            self.sent += 1;
-            if to < self.nodes.len() {
-                self.flying.insert((arrival, self.sent), (to, frame));
+            for to in to.filter(|to| *to < self.nodes.len() && *to != from) {
+                self.sent += 1;
+                self.flying.insert((arrival, self.sent), (to, frame.clone()));
             }
         }
     }
@@ -256,6 +259,7 @@ impl Net {
             send_ready: None,
             srq: None,
             xrcd: xrcd.clone(),
+            block_self_mcast: false,
         };
         let qp = n.pd.create_qp(&self.cx, init).unwrap();
         let [send, recv] = sinks;

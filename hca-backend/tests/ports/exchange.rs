@@ -5,25 +5,26 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
+use hca_backend::soft::Handled;
 use hca_backend::soft::port::{Exchange, Member, Port, Station, Switch, SwitchPort};
 use rdma_midlayer::attr::GidEntry;
 use rdma_midlayer::types::Gid;
 
 use super::tools::{batch, frame, readable, receive_all};
 
-/// An HCA that takes frames with number 4791, and remembers them.
+/// An HCA that takes frames with number 4791, and remembers them; those to groups are others' too.
 struct Hca {
     taken: Mutex<Vec<Vec<u8>>>,
     addresses: Vec<GidEntry>,
 }
 
 impl Station for Hca {
-    fn take(&self, _now: Instant, frame: &[u8]) -> bool {
-        let is_roce = frame[14..18] == 4791u32.to_be_bytes();
-        if is_roce {
-            self.taken.lock().unwrap().push(frame.to_vec());
+    fn take(&self, _now: Instant, frame: &[u8]) -> Handled {
+        if frame[14..18] != 4791u32.to_be_bytes() {
+            return Handled::NotOurs;
         }
-        is_roce
+        self.taken.lock().unwrap().push(frame.to_vec());
+        if frame[0] & 1 == 0 { Handled::Taken } else { Handled::Shared }
     }
 
     fn addresses(&self) -> Vec<GidEntry> {
@@ -93,6 +94,34 @@ fn roce_goes_to_the_hca_and_the_rest_between_guest_and_outside() {
     assert_eq!(exchange.send(&batch(&frames), 0..3), 3);
     assert_eq!(receive_all(&outside, 3), frames);
     assert!(!readable(&guest), "only what is for the guest goes to it");
+}
+
+#[test]
+fn roce_to_a_group_goes_to_the_hca_and_to_the_other_ways_out_but_to_no_virtio_net() {
+    let exchange = Exchange::new().unwrap();
+    let ((a, out_a), (b, out_b), (inner_guest, guest)) = (cable(), cable(), cable());
+    exchange.connect(Member::Outside(a)).unwrap();
+    exchange.connect(Member::Outside(b)).unwrap();
+    exchange.connect(Member::Guest(inner_guest, mac(9))).unwrap();
+    let hca = hca(&[9]);
+    let group = |number| {
+        let mut frame = frame(1, 1, number, 100);
+        frame[..6].copy_from_slice(&[1, 0, 0x5e, 1, 2, 3]);
+        frame
+    };
+    put(&out_a, &group(4791));
+    exchange.receive(Instant::now(), 64, &hca);
+    assert_eq!(hca.taken.lock().unwrap()[..], [group(4791)]);
+    assert_eq!(receive_all(&out_b, 1), [group(4791)]);
+    // What the HCA itself sends has come to the devices here already.
+    assert_eq!(exchange.send(&batch(&[group(1)]), 0..1), 1);
+    assert_eq!(receive_all(&out_a, 1), [group(1)]);
+    assert_eq!(receive_all(&out_b, 1), [group(1)]);
+    assert!(!readable(&guest));
+    // Other multicast is the guest's too.
+    put(&out_a, &group(2));
+    exchange.receive(Instant::now(), 64, &hca);
+    assert_eq!(receive_all(&guest, 1), [group(2)]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Cq, CqSpec, Pd, Xrcd};
 use crate::attr::GidEntry;
 use crate::context::MaySleep;
-use crate::driver::{ContextDriver, ContextInit};
+use crate::driver::{ContextDriver, ContextInit, Violations};
 use crate::error::{Error, Result};
 use crate::event::{ContextEnd, ContextId, EventHandler, Sink};
 use crate::memory::UserMemory;
@@ -133,6 +133,11 @@ impl Context {
     pub fn set_dma_memory(&self, cx: &MaySleep, memory: Option<UserMemory>) -> Result<()> {
         let _verb = self.base.verb(cx)?;
         self.driver.set_dma_memory(cx, memory)
+    }
+
+    /// How many packets and datagrams with a wrong key came for the tenant. Never sleeps.
+    pub fn violations(&self) -> Violations {
+        self.driver.violations()
     }
 
     /// Stops the tenant: after the return no memory of its consumer's is touched any more, by its own

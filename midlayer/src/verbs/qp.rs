@@ -38,6 +38,8 @@ pub struct QpSpec {
     pub srq: Option<Arc<Srq>>,
     /// XRC target: the domain, of this device.
     pub xrcd: Option<Arc<Xrcd>>,
+    /// See `QpInit`.
+    pub block_self_mcast: bool,
 }
 
 impl QpSpec {
@@ -55,6 +57,7 @@ impl QpSpec {
             send_ready: None,
             srq: None,
             xrcd: None,
+            block_self_mcast: false,
         }
     }
 }
@@ -84,6 +87,9 @@ impl Qp {
         if spec.srq.is_some() && (spec.recv_source.is_some() || is_xrc(spec.qp_type)) {
             return Err(Error::Invalid("an SRQ beside another source of receive WQEs"));
         }
+        if spec.block_self_mcast && spec.qp_type != QpType::Ud {
+            return Err(Error::Invalid("multicast is for UD QPs"));
+        }
         let QpSpec { qp_type, send_cq, recv_cq, srq, xrcd, .. } = spec;
         let mut uses = vec![pd.base(), send_cq.base(), recv_cq.base()];
         uses.extend(srq.iter().map(|srq| srq.base()));
@@ -101,6 +107,7 @@ impl Qp {
             send_ready: spec.send_ready,
             srq: srq.as_ref().map(|srq| srq.driver().clone()),
             xrcd: xrcd.as_ref().map(|xrcd| xrcd.driver().clone()),
+            block_self_mcast: spec.block_self_mcast,
         };
         object::create(
             cx,
@@ -176,11 +183,11 @@ impl Qp {
     /// Receives what is sent to a multicast group. May sleep.
     ///
     /// # Errors
-    /// `Invalid` for a QP that is not UD, for a GID that is not a multicast one, and for a group that
-    /// is attached already.
+    /// `Invalid` for a QP that is not UD, for a GID that is not a multicast one (of IPv6, or of IPv4 as a
+    /// mapped address), and for a group that is attached already; `Limit`.
     pub fn attach_mcast(&self, cx: &MaySleep, gid: &Gid, lid: u16) -> Result<()> {
         let _verb = self.base.verb(cx)?;
-        if self.qp_type != QpType::Ud || gid.0[0] != 0xff {
+        if self.qp_type != QpType::Ud || !gid.is_multicast() {
             return Err(Error::Invalid("multicast is for UD QPs and multicast GIDs"));
         }
         let group = (*gid, lid);
@@ -198,19 +205,30 @@ impl Qp {
         self.driver.attach_mcast(cx, gid, lid).inspect_err(|_| self.forget(group))
     }
 
-    /// Undoes `attach_mcast`. May sleep.
+    /// Undoes `attach_mcast`; on a device that has gone there is nothing to undo but the count. May sleep.
     ///
     /// # Errors
     /// `Invalid` for a group that is not attached.
     pub fn detach_mcast(&self, cx: &MaySleep, gid: &Gid, lid: u16) -> Result<()> {
-        let _verb = self.base.verb(cx)?;
+        let verb = self.base.verb(cx);
         let group = (*gid, lid);
-        if !lock(&self.groups).contains(&group) {
-            return Err(Error::Invalid("the group is not attached"));
+        match &verb {
+            Err(error) if *error != Error::Gone || !self.base.life.is_open() => {
+                return Err(*error);
+            }
+            _ if !lock(&self.groups).contains(&group) => {
+                return Err(Error::Invalid("the group is not attached"));
+            }
+            Ok(_) => self.driver.detach_mcast(cx, gid, lid)?,
+            Err(_) => {}
         }
-        self.driver.detach_mcast(cx, gid, lid)?;
         self.forget(group);
         Ok(())
+    }
+
+    /// The groups that are attached, with their LIDs.
+    pub fn mcast_groups(&self) -> Vec<(Gid, u16)> {
+        lock(&self.groups).clone()
     }
 
     fn forget(&self, group: (Gid, u16)) {
@@ -353,7 +371,12 @@ fn check_attr(device: &DeviceShared, attr: &QpAttr, mask: QpAttrMask) -> Result<
     let rules = [
         (QpAttrMask::PORT, port(attr.port).is_some(), "port"),
         (QpAttrMask::PKEY_INDEX, attr.pkey_index < pkeys, "P_Key index"),
-        (QpAttrMask::AV, check_path(device, &attr.ah).is_ok(), "path"),
+        // A group is no peer of a connection, and UD QPs have no such attribute.
+        (
+            QpAttrMask::AV,
+            check_path(device, &attr.ah).is_ok() && !attr.ah.dgid.is_multicast(),
+            "path",
+        ),
         (
             QpAttrMask::PATH_MTU,
             device.ports.iter().any(|p| attr.path_mtu.bytes() <= p.max_mtu.bytes()),

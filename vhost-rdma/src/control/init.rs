@@ -65,7 +65,7 @@ impl Call<'_> {
     }
 
     /// What the HCA has beyond RC.
-    fn capabilities(&self) -> u64 {
+    pub(super) fn capabilities(&self) -> u64 {
         let Some(hca) = self.device.hca() else { return 0 };
         let Ok(attr) = hca.query_device(self.cx) else { return 0 };
         let has = |there: bool, cap: u64| if there { cap } else { 0 };
@@ -81,6 +81,7 @@ impl Call<'_> {
             | has(attr.atomic_write, abi::CAP_ATOMIC_WRITE)
             | has(attr.flush, abi::CAP_FLUSH)
             | has(attr.on_demand, abi::CAP_ON_DEMAND)
+            | has(attr.max_mcast_grp > 0, abi::CAP_MCAST)
             | abi::CAP_REREG_MR
             | abi::CAP_DEVICE_MEMORY
     }
@@ -151,8 +152,8 @@ impl Call<'_> {
         if request.gid_type != abi::GID_TYPE_ROCE_V2 {
             return Err(UNSUPPORTED);
         }
-        // An IPv6 multicast address is nobody's own.
-        if request.gid[0] == 0xff {
+        // The address of a group is nobody's own.
+        if Gid(request.gid).is_multicast() {
             return Err(INVALID);
         }
         let vlan = request.vlan.get();

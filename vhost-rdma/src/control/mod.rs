@@ -5,6 +5,7 @@
 mod cq;
 mod dm;
 mod init;
+mod mcast;
 mod memory;
 mod on_demand;
 mod qp;
@@ -174,16 +175,10 @@ impl Call<'_> {
             abi::CMD_UNMAP_PAGES => self.unmap_pages(),
             abi::CMD_TAKE_PAGE_FAULT => self.take_page_fault(),
             abi::CMD_REFUSE_PAGES => self.refuse_pages(),
-            abi::CMD_ATTACH_MCAST | abi::CMD_DETACH_MCAST => self.no_mcast(),
+            abi::CMD_ATTACH_MCAST => self.change_group(true),
+            abi::CMD_DETACH_MCAST => self.change_group(false),
             _ => Err(Status(abi::STATUS_UNKNOWN_COMMAND)),
         }
-    }
-
-    /// Multicast is not among the capabilities of this device.
-    fn no_mcast(mut self) -> Answer {
-        self.request::<abi::McastRequest>()?;
-        self.session()?;
-        Err(UNSUPPORTED)
     }
 
     /// The request's structure.

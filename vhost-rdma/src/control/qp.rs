@@ -61,7 +61,11 @@ impl Call<'_> {
         };
         let xrc = matches!(qp_type, QpType::XrcIni | QpType::XrcTgt);
         let privileged = r.flags & abi::QP_FLAG_KERNEL != 0;
-        if r.flags & !(abi::QP_FLAG_KERNEL | abi::QP_FLAG_SIGNAL_ALL) != 0
+        let block_self_mcast = r.flags & abi::QP_FLAG_BLOCK_SELF_MCAST != 0;
+        const FLAGS: u8 =
+            abi::QP_FLAG_KERNEL | abi::QP_FLAG_SIGNAL_ALL | abi::QP_FLAG_BLOCK_SELF_MCAST;
+        if r.flags & !FLAGS != 0
+            || (block_self_mcast && qp_type != QpType::Ud)
             || (srq.is_some() && r.rq_entries.get() != 0)
             || !is_xrc_sound(&r, qp_type)
         {
@@ -119,6 +123,7 @@ impl Call<'_> {
                 recv_cq,
                 srq,
                 xrcd,
+                block_self_mcast,
             },
         )?;
         let qpn = qp.qpn().0;

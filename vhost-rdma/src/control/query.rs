@@ -75,7 +75,8 @@ impl Call<'_> {
 
     pub(super) fn query_port(mut self) -> Answer {
         let port = self.number()?;
-        self.session()?;
+        let living = self.session()?.context.violations();
+        let violations = self.device.gate().counters().violations(living);
         let hca = self.device.hca().ok_or(Status(abi::STATUS_NO_HCA))?;
         let port = u8::try_from(port).map_err(|_| INVALID)?;
         let a = hca.query_port(self.cx, port)?;
@@ -83,6 +84,9 @@ impl Call<'_> {
         Ok(bytes(&abi::PortAttr {
             max_msg_sz: a.max_msg_sz.into(),
             gid_tbl_len: a.gid_tbl_len.into(),
+            // They wrap, as all counters here do.
+            bad_pkey_cntr: (violations.pkey as u32).into(),
+            qkey_viol_cntr: (violations.qkey as u32).into(),
             pkey_tbl_len: a.pkey_tbl_len.into(),
             state: a.state.code(),
             phys_state: if active { PHYS_LINK_UP } else { PHYS_DISABLED },
@@ -103,9 +107,7 @@ impl Call<'_> {
     pub(super) fn query_counters(self) -> Answer {
         let answer = match self.session {
             Some(session) => session.counters(),
-            None => {
-                self.device.gate().counters().answer([].into_iter(), [].into_iter(), [].into_iter())
-            }
+            None => self.device.gate().counters().of_the_past(),
         };
         Ok(bytes(&answer))
     }

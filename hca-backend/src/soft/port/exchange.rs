@@ -20,6 +20,7 @@ use super::rx_buffer::RxBuffer;
 use super::switch::MAX_ADDRESSES;
 use super::sys::{Alarm, Ready};
 use super::{MAX_MTU, Port, PortCounters, arp};
+use crate::soft::link::Handled;
 
 /// Frames that wait because a port is full; more are lost. The HCA is told to wait at half of it.
 const QUEUE: usize = 512;
@@ -28,8 +29,8 @@ const AGAIN: Duration = Duration::from_micros(200);
 
 /// The HCA as an exchange sees it.
 pub trait Station: Send + Sync {
-    /// A frame came from outside. Whether it was the HCA's, and is dealt with.
-    fn take(&self, now: Instant, frame: &[u8]) -> bool;
+    /// A frame came from outside.
+    fn take(&self, now: Instant, frame: &[u8]) -> Handled;
 
     /// The addresses of all devices of the network.
     fn addresses(&self) -> Vec<GidEntry>;
@@ -46,6 +47,15 @@ pub enum Member {
 /// Names a member for as long as it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MemberId(u64);
+
+/// Whom a frame to a group of stations may be for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Towards {
+    /// All.
+    All,
+    /// Those beyond the ways out: it is RoCE, which goes to the guests' devices and not to their virtio-net.
+    Outside,
+}
 
 struct Connected {
     id: MemberId,
@@ -77,6 +87,8 @@ struct State {
     silent: HashSet<Mac>,
     /// Frames that came and are not the HCA's; empty between two calls, and kept for its memory.
     foreign: FrameBatch,
+    /// Likewise those that are the HCA's and others'.
+    shared: FrameBatch,
 }
 
 impl Exchange {
@@ -87,7 +99,8 @@ impl Exchange {
     pub fn new() -> io::Result<Self> {
         let (ready, alarm) = (Ready::new()?, Alarm::new()?);
         ready.add(alarm.fd())?;
-        let state = State { foreign: FrameBatch::new(64), ..State::default() };
+        let (foreign, shared) = (FrameBatch::new(64), FrameBatch::new(64));
+        let state = State { foreign, shared, ..State::default() };
         Ok(Self { ready, alarm, rings: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
@@ -178,7 +191,7 @@ impl Exchange {
                 }
                 continue;
             }
-            let places = state.places(to, None);
+            let places = state.places(to, None, Towards::Outside);
             if places.iter().any(|i| state.members[*i].waiting.len() >= QUEUE / 2) {
                 self.again();
                 break;
@@ -205,14 +218,15 @@ impl Exchange {
         }
         let mut total = 0;
         let mut foreign = std::mem::take(&mut state.foreign);
+        let mut shared = std::mem::take(&mut state.shared);
         let mut failed = Vec::new();
         for place in 0..state.members.len() {
             let member = &mut state.members[place];
             let (id, silent) = (member.id, member.guest);
-            let sink = &mut |frame: &[u8]| {
-                if !station.take(now, frame) {
-                    foreign.push(frame);
-                }
+            let sink = &mut |frame: &[u8]| match station.take(now, frame) {
+                Handled::Taken => {}
+                Handled::Shared => shared.push(frame),
+                Handled::NotOurs => foreign.push(frame),
             };
             match member.port.receive(&mut member.buffer, max, sink) {
                 Ok(got) => total += got,
@@ -221,15 +235,18 @@ impl Exchange {
                     failed.push(id);
                 }
             }
-            for i in 0..foreign.len() {
-                state.learn(foreign.frame(i), id, silent);
+            for frame in foreign.iter().chain(shared.iter()) {
+                state.learn(frame, id, silent);
             }
-            if !foreign.is_empty() {
-                self.forward(&mut state, place, &foreign, station);
-                foreign.clear();
+            for (frames, towards) in [(&mut foreign, Towards::All), (&mut shared, Towards::Outside)]
+            {
+                if !frames.is_empty() {
+                    self.forward(&mut state, place, (frames, towards), station);
+                    frames.clear();
+                }
             }
         }
-        state.foreign = foreign;
+        (state.foreign, state.shared) = (foreign, shared);
         if !failed.is_empty() {
             state.members.retain(|member| !failed.contains(&member.id));
         }
@@ -243,7 +260,13 @@ impl Exchange {
         }
     }
 
-    fn forward(&self, state: &mut State, from: usize, frames: &FrameBatch, station: &dyn Station) {
+    fn forward(
+        &self,
+        state: &mut State,
+        from: usize,
+        (frames, towards): (&FrameBatch, Towards),
+        station: &dyn Station,
+    ) {
         for (i, frame) in frames.iter().enumerate() {
             let Some(to) = destination(frame) else { continue };
             if let Some(reply) = state.answer(frame, station) {
@@ -252,7 +275,7 @@ impl Exchange {
                 self.pass(&mut state.members[from], &one, 0..1);
                 continue;
             }
-            for place in state.places(to, Some(from)) {
+            for place in state.places(to, Some(from), towards) {
                 self.pass(&mut state.members[place], frames, i..i + 1);
             }
         }
@@ -314,10 +337,11 @@ impl State {
     }
 
     /// Which members a frame for `to` goes to, when it comes from member `from` or from the HCA.
-    fn places(&self, to: Mac, from: Option<usize>) -> Vec<usize> {
+    fn places(&self, to: Mac, from: Option<usize>, towards: Towards) -> Vec<usize> {
         let others = || (0..self.members.len()).filter(|i| Some(*i) != from);
         if is_group(to) {
-            return others().collect();
+            let wants = |i: &usize| towards == Towards::All || self.members[*i].guest.is_none();
+            return others().filter(wants).collect();
         }
         if let Some(guest) = others().find(|i| self.members[*i].guest == Some(to)) {
             return vec![guest];

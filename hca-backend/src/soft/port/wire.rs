@@ -12,6 +12,7 @@ use rdma_midlayer::driver::{Poller, Turn, Waker};
 
 use super::exchange::{Exchange, Station};
 use super::{BURST, FrameBatch};
+use crate::soft::link::Handled;
 
 /// Batches that one turn sends, at most.
 const BATCHES: usize = 4;
@@ -28,8 +29,8 @@ const TURNS_A_LOOK: u32 = 32;
 
 /// An HCA's end of a network's wire: its sans-I/O core.
 pub trait Core: Send + Sync {
-    /// A frame came from outside. Whether it was the HCA's, and is dealt with.
-    fn take(&self, now: Instant, frame: &[u8]) -> bool;
+    /// A frame came from outside.
+    fn take(&self, now: Instant, frame: &[u8]) -> Handled;
 
     /// The addresses of the HCA's devices.
     fn addresses(&self) -> Vec<GidEntry>;
@@ -172,8 +173,16 @@ impl Wire {
 struct Stations<'a>(&'a [Arc<dyn Core>]);
 
 impl Station for Stations<'_> {
-    fn take(&self, now: Instant, frame: &[u8]) -> bool {
-        self.0.iter().any(|core| core.take(now, frame))
+    fn take(&self, now: Instant, frame: &[u8]) -> Handled {
+        let mut handled = Handled::NotOurs;
+        for core in self.0 {
+            match core.take(now, frame) {
+                Handled::Taken => return Handled::Taken,
+                Handled::Shared => handled = Handled::Shared,
+                Handled::NotOurs => {}
+            }
+        }
+        handled
     }
 
     fn addresses(&self) -> Vec<GidEntry> {

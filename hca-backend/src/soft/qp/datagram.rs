@@ -13,6 +13,7 @@ use rdma_midlayer::work::{SendFlags, SendWr, WcFlags, WorkCompletion};
 
 use super::Qp;
 use super::execute::Step;
+use super::group::ToGroup;
 use super::paging::{Bytes, Lack};
 use super::responder::Responder;
 use crate::soft::place::{Place, copy};
@@ -44,6 +45,11 @@ impl Dest {
         let ud = wr.ud?;
         Some(Self { path: ud.ah.query().ok()?, qpn: ud.qpn, qkey: ud.qkey })
     }
+
+    /// Whether it is a multicast group.
+    pub(super) fn is_group(&self) -> bool {
+        self.path.dgid.is_multicast()
+    }
 }
 
 impl Qp {
@@ -53,13 +59,15 @@ impl Qp {
         matches!(self.created.qp_type, QpType::Ud | QpType::Gsi)
     }
 
-    /// Carries out the send of a datagram. Never sleeps.
+    /// Carries out the send of a datagram, to a group as far as one step gets from the member `reached`.
+    /// Never sleeps.
     pub(super) fn execute_datagram(
         &self,
         attr: &QpAttr,
         wr: &SendWr<'_>,
         dest: &Dest,
         len: u64,
+        reached: &mut u64,
         guard: &Guard,
     ) -> Step {
         if len > MAX_DATAGRAM {
@@ -80,14 +88,18 @@ impl Qp {
         if data.read(&mut packet[GRH..]).is_err() {
             return Step::Fail(WcStatus::LocProtErr);
         }
-        let Some(source) = self.context.gid(dest.path.sgid_index) else {
+        let Some(source) = self.context.gid_entry(dest.path.sgid_index) else {
             return Step::Fail(WcStatus::LocQpOpErr);
         };
-        write_grh(packet, &dest.path, source);
-        let Some(context) = self.context.network.find(dest.path.dgid) else { return Step::Done };
-        let Some(peer) = context.qp(dest.qpn) else { return Step::Done };
+        write_grh(packet, &dest.path, source.gid);
         // With the high bit set it is the sender's own that counts (IBA 10.2.5).
         let qkey = if dest.qkey & 1 << 31 != 0 { self.qkey(attr) } else { dest.qkey };
+        if dest.is_group() {
+            let vlan = dest.path.vlan.or(source.vlan);
+            return self.send_to_group(&ToGroup { wr, dest, qkey, vlan, packet }, reached, guard);
+        }
+        let Some(context) = self.context.network.find(dest.path.dgid) else { return Step::Done };
+        let Some(peer) = context.qp(dest.qpn) else { return Step::Done };
         match peer.responder.0.try_lock_briefly() {
             Some(mut responder) => peer.receive(&mut responder, self.qpn, wr, packet, qkey, guard),
             None => return Step::Busy,
@@ -99,9 +111,14 @@ impl Qp {
         if self.created.qp_type == QpType::Gsi { GSI_QKEY } else { attr.qkey }
     }
 
-    /// The Q_Key that a datagram must have.
-    pub(super) fn expected_qkey(&self, responder: &Responder) -> u32 {
-        if self.created.qp_type == QpType::Gsi { GSI_QKEY } else { responder.qkey() }
+    /// Whether a datagram has the Q_Key that it must have; if not it is counted.
+    pub(super) fn qkey_is_right(&self, responder: &Responder, qkey: u32) -> bool {
+        let gsi = self.created.qp_type == QpType::Gsi;
+        let right = qkey == if gsi { GSI_QKEY } else { responder.qkey() };
+        if !right {
+            self.context.count_qkey_violation();
+        }
+        right
     }
 
     /// A datagram, header first, arrives here.
@@ -118,10 +135,7 @@ impl Qp {
             && self.is_datagram()
             && !self.destroyed.load(Ordering::Acquire)
             && !self.context.suspended(guard);
-        if !listens || qkey != self.expected_qkey(responder) {
-            return;
-        }
-        if responder.take_datagram().is_err() {
+        if !listens || !self.qkey_is_right(responder, qkey) || responder.take_datagram().is_err() {
             return;
         }
         let sges = responder.wqe.sges();

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Queue pairs. Here: the object, its state, and the verbs. When a send WR is carried out is in
 //! `requester`, how in `burst` and, if anything is unusual, in `execute`; how the peer's side answers is
-//! in `responder`, modify and query are in `attr`, datagrams in `datagram`.
+//! in `responder`, modify and query are in `attr`, datagrams in `datagram`, those to groups in `group`.
 
 mod attr;
 mod burst;
 mod datagram;
 mod execute;
+mod group;
 mod local;
 mod paging;
 mod placement;
@@ -16,14 +17,14 @@ mod responder;
 mod wire;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
 use rdma_midlayer::driver::{
     AsyncEvent, BadWr, MalformedWqe, MwDriver, QpDriver, QpInit, own, own_any,
 };
 use rdma_midlayer::rcu::Guard;
-use rdma_midlayer::types::{QpState, QpType, Qpn, RKey, WcStatus, WrOpcode};
+use rdma_midlayer::types::{Gid, QpState, QpType, Qpn, RKey, WcStatus, WrOpcode};
 use rdma_midlayer::work::{MwBind, RecvWr, SendData, SendFlags, SendWr, WorkCompletion};
 use rdma_midlayer::{Error, MaySleep, Result};
 
@@ -72,6 +73,8 @@ struct Creation {
     srq: bool,
     /// One half of an extended reliable connection.
     xrc: bool,
+    /// What it sends to a group does not come back to it.
+    block_self_mcast: bool,
 }
 
 /// A queue pair.
@@ -100,6 +103,8 @@ pub(crate) struct Qp {
     responder: Side<Responder>,
     /// Where peers of other daemons are.
     wire: Option<Box<OnWire>>,
+    /// The multicast groups that it is in.
+    groups: Mutex<Vec<Gid>>,
 }
 
 impl Qp {
@@ -147,6 +152,7 @@ impl Qp {
             srq: srq.is_some(),
             recv_source: init.recv_source.is_some() || srq.is_some() || xrc,
             xrc,
+            block_self_mcast: init.block_self_mcast,
         };
         let link = context.network.link().cloned();
         let mut requester = Requester::new(send_cq, init.send_ready);
@@ -173,6 +179,7 @@ impl Qp {
             requester: Side(SpinLock::new(requester)),
             responder: Side(SpinLock::new(responder)),
             wire: link.map(|link| Box::new(OnWire::new(link))),
+            groups: Mutex::default(),
         }))
     }
 
@@ -289,6 +296,14 @@ impl QpDriver for Qp {
         self.query_attr()
     }
 
+    fn attach_mcast(&self, _cx: &MaySleep, gid: &Gid, _lid: u16) -> Result<()> {
+        self.join_group(gid)
+    }
+
+    fn detach_mcast(&self, _cx: &MaySleep, gid: &Gid, _lid: u16) -> Result<()> {
+        self.leave_group(gid)
+    }
+
     fn destroy(&self, cx: &MaySleep) -> Result<()> {
         // Whoever works for this QP, as requester or as the peer of one, has one of its sides locked:
         // with both locked nobody does, and afterwards there is nothing left to touch.
@@ -303,6 +318,7 @@ impl QpDriver for Qp {
         let cqs = [requester.cq.take(), responder.cq.take()];
         drop(responder);
         drop(requester);
+        self.leave_all_groups();
         self.context.remove_qp(cx, self.qpn);
         cqs.iter().flatten().for_each(|cq| cq.detach(self.qpn));
         drop((ready, source));

@@ -146,6 +146,8 @@ pub(super) struct Current {
     pub(super) draining: Option<Draining>,
     /// Bytes done.
     pub(super) offset: u64,
+    /// Of a datagram to a group: the member that it reached last.
+    pub(super) reached: u64,
 }
 
 impl Current {
@@ -173,6 +175,7 @@ impl Current {
         self.key = None;
         self.draining = None;
         self.offset = 0;
+        self.reached = 0;
     }
 
     /// The WR; `None` if there is none. A malformed one looks like an empty SEND.

@@ -197,8 +197,11 @@ impl Qp {
         if self.wire.is_some() && !r.has_work() && self.goes_by_wire(r, dest_gid(wr)) {
             return self.send_by_wire(r, wr, guard).map(|()| 0);
         }
+        let dest = Dest::of(wr);
+        // What goes to a group may be more than its sender's turn is for.
         let at_once = self.state() == QpState::Rts
             && len <= PIECE
+            && !dest.is_some_and(|dest| dest.is_group())
             && !r.has_work()
             && !self.context.suspended(guard);
         if !at_once {
@@ -211,8 +214,8 @@ impl Qp {
             self.suspend(r, step, Instant::now());
             return Ok(0);
         }
-        let step = match Dest::of(wr) {
-            Some(dest) => self.execute_datagram(&r.attr, wr, &dest, len, guard),
+        let step = match dest {
+            Some(dest) => self.execute_datagram(&r.attr, wr, &dest, len, &mut 0, guard),
             None => self.execute(&r.attr, &mut r.link, wr, len, 0, guard),
         };
         match step {
@@ -506,16 +509,19 @@ impl Qp {
                 }
                 continue;
             }
+            let mut reached = r.current.reached;
             let Some(wr) = r.current.wr() else { break false };
             let (len, offset) = (length(wr.data), r.current.offset);
             let step = if r.current.is_malformed() {
                 Step::Fail(WcStatus::LocQpOpErr)
             } else if let Some(dest) = r.current.dest() {
-                self.execute_datagram(&r.attr, &wr, &dest, len, guard)
+                self.execute_datagram(&r.attr, &wr, &dest, len, &mut reached, guard)
             } else {
                 self.execute(&r.attr, &mut r.link, &wr, len, offset, guard)
             };
-            bytes += len.saturating_sub(offset).min(PIECE);
+            let group = r.current.dest().is_some_and(|dest| dest.is_group());
+            bytes += if group { PIECE } else { len.saturating_sub(offset).min(PIECE) };
+            r.current.reached = reached;
             if step == Step::More {
                 r.current.offset += PIECE;
                 r.refill_retries();

@@ -23,7 +23,9 @@ use super::{FLUSH_A_TURN, Qp};
 use crate::soft::link::{Armed, Link};
 use crate::soft::run_queue::Queued;
 use crate::soft::wire::counters::{Both, Counters};
-use crate::soft::wire::frame::{Datagram, FrameBatch, GRH_LEN, Path, source_port};
+use crate::soft::wire::frame::{
+    Datagram, FrameBatch, GRH_LEN, Path, Reach, group_mac, source_port,
+};
 use crate::soft::wire::opcode::{Kind, Transport};
 use crate::soft::wire::packet::Packet;
 use crate::soft::wire::requester::{
@@ -493,7 +495,7 @@ impl Qp {
         if !matches!(self.state(), QpState::Rtr | QpState::Rts | QpState::Sqd) {
             return false;
         }
-        if packet.deth.qkey != self.expected_qkey(&responder) {
+        if !self.qkey_is_right(&responder, packet.deth.qkey) {
             on_wire.both(link).inc(|c| &c.qkey_err);
             return true;
         }
@@ -547,9 +549,15 @@ impl Qp {
         let own = self.context.gid_entry(ah.sgid_index)?;
         // Routers may tell of congestion, where the consumer has not said anything about it.
         let ecn = u8::from(mark && ah.traffic_class & 3 == 0) << 1;
+        let network = &self.context.network;
+        let reach = match ah.dgid.is_multicast() {
+            true => Reach::Both,
+            false if network.find(ah.dgid).is_some() => Reach::Inside,
+            false => Reach::Outside,
+        };
         Some(Path {
             smac: own.mac,
-            dmac: ah.dmac,
+            dmac: group_mac(ah.dgid).unwrap_or(ah.dmac),
             vlan: ah.vlan.or(own.vlan).map(|id| u16::from(ah.sl & 7) << 13 | id & 0xfff),
             sgid: own.gid,
             dgid: ah.dgid,
@@ -557,7 +565,7 @@ impl Qp {
             traffic_class: ah.traffic_class | ecn,
             hop_limit: if ah.hop_limit == 0 { 64 } else { ah.hop_limit },
             source_port: source_port(ah.flow_label, self.qpn, dest),
-            local: self.context.network.find(ah.dgid).is_some(),
+            reach,
         })
     }
 

@@ -62,6 +62,8 @@ counters! {
     qkey_err,
     /// No such QP, or not in a state to receive, or not from its peer.
     unknown_qp,
+    /// To a group, and lost to some of its members: too many waited for theirs.
+    group_dropped,
     /// From outside, with the address of a device that is not outside.
     spoofed,
     /// Lengths, opcodes and headers that make no sense.

@@ -217,8 +217,29 @@ pub struct Path {
     pub hop_limit: u8,
     /// UDP source port.
     pub source_port: u16,
-    /// The peer is a device behind the same link.
-    pub local: bool,
+    /// On which side of the link the peer is.
+    pub reach: Reach,
+}
+
+/// Where from a link those are that a packet is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Beyond the port.
+    Outside,
+    /// A device behind the same link.
+    Inside,
+    /// A group, of which there may be members on both sides.
+    Both,
+}
+
+/// The Ethernet address of a multicast group (RFC 1112, RFC 2464); `None` for other GIDs.
+pub fn group_mac(gid: Gid) -> Option<[u8; 6]> {
+    let [.., a, b, c, d] = gid.0;
+    match Ipv6Addr::from(gid.0).to_ipv4_mapped() {
+        _ if !gid.is_multicast() => None,
+        Some(_) => Some([0x01, 0, 0x5e, b & 0x7f, c, d]),
+        None => Some([0x33, 0x33, a, b, c, d]),
+    }
 }
 
 /// The UDP source port of a flow, for routers to spread flows by: of the flow label if there is one,
@@ -390,7 +411,7 @@ mod tests {
             traffic_class: 0x6a,
             hop_limit: 64,
             source_port: 50_000,
-            local: false,
+            reach: Reach::Outside,
         }
     }
 
@@ -495,6 +516,17 @@ mod tests {
         let before = batch.bytes().to_vec();
         assert_eq!(batch.push_packet(&path(false, None), 8, &[0; 12], 9, |_| Err(3)), Err(3));
         assert_eq!((batch.len(), batch.bytes()), (1, &before[..]));
+    }
+
+    #[test]
+    fn groups_have_the_ethernet_addresses_of_ip() {
+        let gid = |text: &str| Gid(text.parse::<Ipv6Addr>().unwrap().octets());
+        let mac = |text: &str| group_mac(gid(text));
+        assert_eq!(mac("ff0e::1:2345:6789"), Some([0x33, 0x33, 0x23, 0x45, 0x67, 0x89]));
+        assert_eq!(mac("::ffff:230.129.2.3"), Some([0x01, 0, 0x5e, 1, 2, 3]));
+        for other in ["::ffff:10.0.0.1", "fe80::1", "::ffff:240.0.0.1", "::230.1.2.3"] {
+            assert_eq!(mac(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use super::counters::Both;
 use super::dcqcn::{Notifier, Rate};
-use super::frame::{FrameBatch, Path};
+use super::frame::{FrameBatch, Path, Reach};
 use super::headers::{Nak, Syndrome};
 use super::opcode::Kind;
 use super::packet::{Packet, within};
@@ -214,8 +214,12 @@ impl Out<'_> {
         payload: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let batch = if path.local { &mut *self.local } else { &mut *self.batch };
+        let inside = path.reach == Reach::Inside;
+        let batch = if inside { &mut *self.local } else { &mut *self.batch };
         batch.push_packet(path, (self.identification)(), head, payload, fill)?;
+        if path.reach == Reach::Both {
+            self.local.push(self.batch.frame(self.batch.len() - 1));
+        }
         self.budget = self.budget.saturating_sub(1);
         self.counters.inc(|c| &c.sent_pkts);
         self.counters.add(payload as u64, |c| &c.sent_bytes);
