@@ -266,6 +266,8 @@ abi_structs! {
         pub bad_pkey: Le64,
         /// Datagrams with a bad Q_Key.
         pub qkey_viol: Le64,
+        /// Times that a busy QP moved from one worker to another.
+        pub qp_moves: Le64,
     }
 
     /// ADD_GID: the guest's network device has a new address.

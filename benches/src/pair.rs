@@ -84,7 +84,7 @@ impl Pair {
     /// # Errors
     /// What the daemon or the system answers.
     pub fn start(worker_cpu: usize, memory: [u64; 2]) -> Result<Self> {
-        let workers = WorkerConfig { count: 1, cpus: Cpus::from(worker_cpu), poll: POLL };
+        let workers = WorkerConfig::new(1, Cpus::from(worker_cpu), POLL);
         Self::with(
             |cx| {
                 Ok(Daemon::start(

@@ -292,7 +292,7 @@ impl Across {
     /// What the daemons, the device or the system answer.
     pub fn start(cx: MaySleep, ports: &[PortSpec; 2], cpu: usize) -> Result<Self> {
         let (here, mut turns) = Workers::stepped()?;
-        let there = Workers::start(&WorkerConfig { count: 1, cpus: Cpus::from(cpu), poll: POLL })?;
+        let there = Workers::start(&WorkerConfig::new(1, Cpus::from(cpu), POLL))?;
         let sockets = tempfile::tempdir()?;
         let (mut daemons, mut ends, mut vms) = (Vec::new(), Vec::new(), Vec::new());
         let mut regions = Vec::new();

@@ -938,8 +938,10 @@ struct virtio_rdma_counters {
 	__le64 bad_pkey;
 	/* Datagrams with a bad Q_Key. */
 	__le64 qkey_viol;
+	/* Times that a busy QP moved from one worker to another. */
+	__le64 qp_moves;
 };
-static_assert(sizeof(struct virtio_rdma_counters) == 176, "size of virtio_rdma_counters");
+static_assert(sizeof(struct virtio_rdma_counters) == 184, "size of virtio_rdma_counters");
 static_assert(offsetof(struct virtio_rdma_counters, doorbell_kicks) == 0, "offset of virtio_rdma_counters.doorbell_kicks");
 static_assert(offsetof(struct virtio_rdma_counters, send_wqes) == 8, "offset of virtio_rdma_counters.send_wqes");
 static_assert(offsetof(struct virtio_rdma_counters, recv_wqes) == 16, "offset of virtio_rdma_counters.recv_wqes");
@@ -962,6 +964,7 @@ static_assert(offsetof(struct virtio_rdma_counters, rdma_sends) == 144, "offset 
 static_assert(offsetof(struct virtio_rdma_counters, rdma_recvs) == 152, "offset of virtio_rdma_counters.rdma_recvs");
 static_assert(offsetof(struct virtio_rdma_counters, bad_pkey) == 160, "offset of virtio_rdma_counters.bad_pkey");
 static_assert(offsetof(struct virtio_rdma_counters, qkey_viol) == 168, "offset of virtio_rdma_counters.qkey_viol");
+static_assert(offsetof(struct virtio_rdma_counters, qp_moves) == 176, "offset of virtio_rdma_counters.qp_moves");
 
 /* ADD_GID: the guest's network device has a new address. */
 struct virtio_rdma_add_gid_request {

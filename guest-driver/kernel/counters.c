@@ -17,6 +17,7 @@ static const struct rdma_stat_desc vrdma_stat_descs[] = {
 	{ .name = "retry_exceeded_err" }, { .name = "retry_rnr_exceeded_err" },
 	{ .name = "rdma_sends" },	 { .name = "rdma_recvs" },
 	{ .name = "bad_pkey" },		 { .name = "qkey_viol" },
+	{ .name = "qp_moves" },
 };
 
 struct rdma_hw_stats *vrdma_alloc_hw_port_stats(struct ib_device *ibdev, u32 port)

@@ -446,6 +446,10 @@ pub trait QpDriver: Any + Send + Sync {
     /// The `RecvSource` has new WQEs (only if it was told that this is wanted). Never sleeps.
     fn recv_posted(&self);
 
+    /// Another one of the HCA's pollers is to work on this QP (modulo their number). What has begun may
+    /// end where it is. Never sleeps.
+    fn set_poller(&self, _poller: usize) {}
+
     /// Binds a memory window of type 1 (those of type 2 are bound by a work request); answers its new
     /// key. The completion comes as of a work request with `wr_id` and `ticket`. Never sleeps.
     fn bind_mw(

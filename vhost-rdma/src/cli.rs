@@ -104,6 +104,11 @@ pub struct Cli {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     poll_us: u32,
 
+    /// Milliseconds after which workers compare what they have to do; one with much more to do than
+    /// another gives it a busy QP. 0: QPs stay where they are.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    balance_ms: u32,
+
     /// How much to log: off, error, warn, info, debug, trace. RUST_LOG can say more.
     #[arg(long, default_value = "info")]
     pub log_level: LevelFilter,
@@ -123,6 +128,7 @@ impl Cli {
                 count: self.workers.map_or(default.max(1), usize::from),
                 cpus: self.cpus.clone().unwrap_or_default(),
                 poll: Duration::from_micros(self.poll_us.into()),
+                balance: Duration::from_millis(self.balance_ms.into()),
             },
             hcas: self.hcas.clone(),
             wire: WireConfig {

@@ -32,6 +32,7 @@ pub struct Counters {
     pub cq_interrupts: AtomicU64,
     pub worker_sleeps: AtomicU64,
     pub guest_errors: AtomicU64,
+    pub qp_moves: AtomicU64,
     send_wqes: AtomicU64,
     recv_wqes: AtomicU64,
     completions: AtomicU64,
@@ -126,6 +127,7 @@ impl Counters {
             guest_errors: sum(|c| &c.guest_errors),
             bad_pkey: violations.pkey.into(),
             qkey_viol: violations.qkey.into(),
+            qp_moves: sum(|c| &c.qp_moves),
             ..Answer::default()
         }
     }

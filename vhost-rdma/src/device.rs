@@ -4,6 +4,7 @@
 //! Not here: vhost-user messages (`backend.rs`), commands (`control`), the data path.
 
 use std::fs::File;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
@@ -99,6 +100,7 @@ struct Rings {
     control_stopped_at: Option<u16>,
     control_starts_at: u16,
     control: Option<Vring>,
+    control_kick: Option<File>,
 }
 
 /// A virtio-rdma device.
@@ -552,7 +554,13 @@ impl RingHooks for Device {
             }
             let open = rings.running & 1 << QUEUE_CONTROL != 0 && rings.stopped == 0;
             match (open, self.gate.is_open()) {
-                (true, false) => self.open_gate(cx),
+                (true, false) => {
+                    self.open_gate(cx);
+                    // A kick that came while the gate was closed was read away, and led to nothing.
+                    if let Some(mut kick) = rings.control_kick.as_ref() {
+                        let _ = kick.write(&1u64.to_ne_bytes());
+                    }
+                }
                 (false, true) => self.close_gate(cx),
                 _ => {}
             }
@@ -567,6 +575,10 @@ impl RingHooks for Device {
     }
 
     fn kick(&self, index: usize, kick: Option<File>) {
+        if index == QUEUE_CONTROL as usize {
+            lock(&self.rings).control_kick = kick;
+            return;
+        }
         let first = QUEUE_COMP_FIRST as usize + 1;
         if let Some(i) = index.checked_sub(first)
             && i.is_multiple_of(2)

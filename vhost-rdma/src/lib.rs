@@ -12,6 +12,7 @@
 pub mod affinity;
 pub mod ah;
 pub mod backend;
+pub mod balance;
 mod clock;
 pub mod connection;
 pub mod control;
@@ -31,6 +32,7 @@ pub mod memory;
 pub mod moderation;
 pub mod qp;
 pub mod ring;
+pub mod seat;
 pub mod session;
 pub mod share;
 mod sigbus;

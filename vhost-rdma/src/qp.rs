@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A driver's QP on the data path: from its rings to the HCA. Its home worker takes turns with
-//! it while it is busy; any thread may ask for attention. What creates and destroys it is `control`.
+//! it while it is busy; any thread may ask for attention. What creates and destroys it is `control`; which
+//! worker has it, `seat`.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use rdma_midlayer::driver::{MalformedWqe, RecvSource, SendReady, Taken};
@@ -18,8 +19,9 @@ use crate::doorbell::{self, Machine};
 use crate::fast::{self, FastMrs};
 use crate::ring::recv::RecvRing;
 use crate::ring::send::{Ended, SendBuffer, SendList, SendRing};
+use crate::seat::Seat;
 use crate::share::{COST_BYTES, Queue};
-use crate::worker::Worker;
+use crate::worker::Homes;
 
 const SQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, sq_mode) as u64;
 const RQ_MODE: u64 = std::mem::offset_of!(virtio_rdma_abi::ring::QpDeviceLine, rq_mode) as u64;
@@ -39,11 +41,13 @@ pub struct QpRings {
     send: Option<SendRing>,
     recv: Option<RecvRing>,
     gate: Arc<Gate>,
-    home: Arc<Worker>,
-    /// The vector whose doorbell the driver rings for this QP.
+    homes: Arc<Homes>,
+    seat: Seat,
+    /// The vector whose doorbell the driver rings for this QP, while that is its worker's.
     vector: u16,
-    /// In the home worker's list or in its inbox.
-    active: AtomicBool,
+    /// For its worker: the last period in which it had news, and what it had done by then.
+    period: AtomicU32,
+    done: AtomicU64,
     /// The rings may be read: not in RESET, not destroyed.
     open: AtomicBool,
     attention: AtomicU8,
@@ -92,7 +96,7 @@ impl QpRings {
         send: Option<SendRing>,
         recv: Option<RecvRing>,
         gate: Arc<Gate>,
-        home: Arc<Worker>,
+        homes: Arc<Homes>,
         vector: u16,
         names: Names,
     ) -> Arc<Self> {
@@ -101,9 +105,11 @@ impl QpRings {
             send,
             recv,
             gate,
-            home,
+            seat: Seat::new(homes.of_vector(vector).index() as u32),
+            homes,
             vector,
-            active: AtomicBool::new(false),
+            period: AtomicU32::new(0),
+            done: AtomicU64::new(0),
             open: AtomicBool::new(false),
             attention: AtomicU8::new(0),
             recv_doorbell: AtomicBool::new(false),
@@ -124,18 +130,24 @@ impl QpRings {
 
     /// Makes the home worker look at the QP. Never sleeps.
     pub fn attend(&self) {
-        if !self.active.swap(true, Ordering::AcqRel) {
+        if let Some(home) = self.seat.request() {
             match self.path.get().and_then(Weak::upgrade) {
-                Some(path) => self.home.take_in(path),
+                Some(path) => self.homes.worker(home).take_in(path),
                 // Not in use yet, or destroyed.
-                None => self.active.store(false, Ordering::Release),
+                None => self.seat.leave(),
             }
         }
     }
 
+    /// The vector whose doorbell wakes the QP's worker; that of another worker, which then hands over
+    /// what it finds, if none is its.
+    fn vector(&self) -> u16 {
+        self.homes.vector_of(self.seat.home(), self.vector)
+    }
+
     fn set_recv_mode(&self, polled: bool) {
         if let Some(word) = self.memory.atomic_u32(RQ_MODE) {
-            doorbell::Word32::store(word, doorbell::mode(polled, self.vector), Ordering::Release);
+            doorbell::Word32::store(word, doorbell::mode(polled, self.vector()), Ordering::Release);
         }
     }
 }
@@ -192,7 +204,7 @@ impl QpPath {
             if let Some(word) = self.rings.memory.atomic_u32(at) {
                 doorbell::Word32::store(
                     word,
-                    doorbell::mode(false, self.rings.vector),
+                    doorbell::mode(false, self.rings.vector()),
                     Ordering::Release,
                 );
             }
@@ -210,6 +222,30 @@ impl QpPath {
     /// Makes the home worker look at the QP. Never sleeps.
     pub fn attend(&self) {
         self.rings.attend();
+    }
+
+    /// The number of the worker that is to have the QP.
+    pub fn home(&self) -> usize {
+        self.rings.seat.home() as usize
+    }
+
+    /// Another worker is, from now on; see `Seat::move_to`. Never sleeps.
+    pub fn move_to(&self, worker: usize) {
+        self.rings.seat.move_to(worker as u32);
+        self.qp.set_poller(worker);
+        self.rings.gate.counters().qp_moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For the QP's worker: whether this is the first news of the QP in its period of this number.
+    pub fn first_in(&self, period: u32) -> bool {
+        self.rings.period.swap(period, Ordering::Relaxed) != period
+    }
+
+    /// For the QP's worker: what was done since it last asked (`share`).
+    pub fn progress(&self) -> u64 {
+        let [wqes, bytes, ..] = self.counts();
+        let done = wqes.wrapping_add(bytes / COST_BYTES);
+        done.wrapping_sub(self.rings.done.swap(done, Ordering::Relaxed))
     }
 
     /// A turn of the home worker: takes WQEs worth about `budget` to the HCA. Never sleeps.
@@ -283,26 +319,26 @@ impl QpPath {
             // The HCA takes no more for now. It calls `send_ready`, perhaps already: then we are
             // active again, and in the inbox.
             Err(Error::QueueFull) => {
-                self.rings.active.store(false, Ordering::SeqCst);
+                self.rings.seat.leave();
                 let again = match ring.peek(buffer) {
                     Some(Ok(wr)) => self.post(&wr).map(|()| length(&wr)),
                     Some(Err(malformed)) => {
                         post_malformed(&self.qp, malformed, &self.rings.gate).map(|()| 0)
                     }
                     // Taken back by a driver that may not do that.
-                    None if self.rings.active.swap(true, Ordering::AcqRel) => return Next::Left,
+                    None if !self.rings.seat.take_again() => return Next::Left,
                     None => return Next::Empty,
                 };
                 let Ok(bytes) = again else { return Next::Left };
                 ring.advance(1, bytes);
-                if self.rings.active.swap(true, Ordering::AcqRel) {
+                if !self.rings.seat.take_again() {
                     return Next::Left;
                 }
                 Next::Taken(bytes)
             }
             // Not in a state to send, or gone: a change of state asks for attention.
             Err(_) => {
-                self.leave();
+                self.rings.seat.leave();
                 Next::Left
             }
         }
@@ -367,31 +403,26 @@ impl QpPath {
     /// Leaves, unless the rings were opened since they were found closed: whoever opened them may have
     /// asked for attention while we were still active, which did nothing.
     fn leave_closed(&self) -> Turn {
-        // A read-modify-write, so that it sees what came before the one that asked.
-        self.rings.active.swap(false, Ordering::AcqRel);
-        if self.rings.may_touch() && !self.rings.active.swap(true, Ordering::AcqRel) {
+        self.rings.seat.leave();
+        if self.rings.may_touch() && self.rings.seat.take_again() {
             return Turn::Idle;
         }
         Turn::Left
-    }
-
-    fn leave(&self) {
-        self.rings.active.store(false, Ordering::Release);
     }
 
     /// The send queue has been idle: from here on the driver rings. Returns false if the QP stays
     /// with the worker, since there is work all the same.
     pub fn arm_send(&self) -> bool {
         // First, so that a ring that comes after the arming finds a QP that it must take in.
-        self.rings.active.store(false, Ordering::SeqCst);
+        self.rings.seat.leave();
         let Some(word) = self.rings.memory.atomic_u32(SQ_MODE) else { return true };
         let open = self.rings.may_touch();
         let has_work = || self.rings.send.as_ref().is_some_and(SendRing::has_work);
-        if !open || !doorbell::arm::<Machine>(word, self.rings.vector, has_work) {
+        if !open || !doorbell::arm::<Machine>(word, self.rings.vector(), has_work) {
             return true;
         }
         // If somebody else was first, the QP is in the inbox.
-        self.rings.active.swap(true, Ordering::AcqRel)
+        !self.rings.seat.take_again()
     }
 
     /// The worker looks at the send queue by itself.
@@ -399,7 +430,7 @@ impl QpPath {
         if self.rings.may_touch()
             && let Some(word) = self.rings.memory.atomic_u32(SQ_MODE)
         {
-            doorbell::poll(word, self.rings.vector);
+            doorbell::poll(word, self.rings.vector());
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::memory::GuestMemory;
 use crate::moderation::Moderator;
 use crate::qp::QpPath;
 use crate::srq::SrqPath;
-use crate::worker::Worker;
+use crate::worker::{Homes, Worker};
 
 /// A protection domain.
 pub struct PdObject {
@@ -141,6 +141,8 @@ pub struct Session {
     pub vectors: u16,
     /// The doorbells as the workers have them.
     pub door: Arc<Door>,
+    /// The workers that its QPs may be with.
+    pub homes: Arc<Homes>,
     /// UARs by number.
     pub uars: HashMap<u32, Arc<Uar>>,
     /// PDs by number.
@@ -179,6 +181,11 @@ impl Session {
         Self {
             context,
             vectors: door.vectors,
+            homes: Arc::new(Homes {
+                workers: door.workers.clone(),
+                first: door.first,
+                vectors: door.vectors,
+            }),
             door,
             uars: HashMap::new(),
             pds: HashMap::new(),

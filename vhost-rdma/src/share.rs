@@ -96,6 +96,25 @@ impl<Q: Queue> Shares<Q> {
         worked
     }
 
+    /// The number of the last round.
+    pub fn now(&self) -> u64 {
+        self.round
+    }
+
+    /// The queues that have had news after a round.
+    pub fn busy_since(&self, round: u64) -> impl Iterator<Item = &Q> {
+        let busy = self.vms.iter().flat_map(|share| &share.busy);
+        busy.filter(move |polled| polled.news > round).map(|polled| &polled.queue)
+    }
+
+    /// Takes a queue out, if it is here.
+    pub fn take_out(&mut self, is: impl Fn(&Q) -> bool) -> Option<Q> {
+        self.vms.iter_mut().flat_map(|share| [&mut share.busy, &mut share.quiet]).find_map(|list| {
+            let at = list.iter().position(|polled| is(&polled.queue))?;
+            list.remove(at).map(|polled| polled.queue)
+        })
+    }
+
     /// Lets go of all queues that have no work. Whether none is left.
     pub fn arm_all(&mut self) -> bool {
         for share in &mut self.vms {
@@ -252,6 +271,25 @@ mod tests {
         queues[37].waiting.set(3);
         rounds(&mut shares, 100 / QUIET_VISITS + 1);
         assert_eq!(queues[37].done.get(), 3);
+    }
+
+    #[test]
+    fn a_queue_that_is_taken_out_has_no_further_turn_and_the_others_go_on() {
+        let mut shares = Shares::default();
+        let queues = [fake(1, 1, MANY), fake(1, 1, MANY), fake(2, 1, 0)];
+        queues.iter().for_each(|queue| shares.add(queue.clone()));
+        rounds(&mut shares, 10);
+        let since = shares.now();
+        assert_eq!(shares.busy_since(since).count(), 0);
+        rounds(&mut shares, 10);
+        assert_eq!(shares.busy_since(since).count(), 2, "one has had no news");
+        let out = shares.take_out(|queue| Rc::ptr_eq(queue, &queues[0])).unwrap();
+        assert!(Rc::ptr_eq(&out, &queues[0]));
+        assert!(shares.take_out(|queue| Rc::ptr_eq(queue, &queues[0])).is_none());
+        let (then, other) = (out.done.get(), queues[1].done.get());
+        rounds(&mut shares, 10);
+        assert_eq!(out.done.get(), then);
+        assert_eq!(queues[1].done.get(), other + 10 * VM_BUDGET);
     }
 
     #[test]

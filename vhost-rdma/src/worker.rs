@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The workers: threads that carry the data path of all devices. A worker polls the QPs that were
 //! active lately, the HCAs' pollers, and its completion handlers; when nothing has come for a while it
-//! arms what it polled and sleeps until a doorbell, a waker or a deadline.
+//! arms what it polled and sleeps until a doorbell, a waker or a deadline. One with too much to do gives
+//! a QP to another.
 //!
-//! Not here: what a turn with a QP does (`qp.rs`), and the protocol's words (`doorbell.rs`).
+//! Not here: what a turn with a QP does (`qp.rs`), the protocol's words (`doorbell.rs`), and who is to
+//! have a QP (`balance.rs`).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::affinity::{self, Cpus};
+use crate::balance::{self, Giver, Meter};
 use crate::door::Door;
 use crate::qp::QpPath;
 use crate::ring::send::SendBuffer;
@@ -43,6 +46,15 @@ pub struct WorkerConfig {
     pub cpus: Cpus,
     /// How long a worker without work goes on polling before it sleeps. Zero: not at all.
     pub poll: Duration,
+    /// How often the workers compare what they have to do. Zero: never; QPs then stay where they are.
+    pub balance: Duration,
+}
+
+impl WorkerConfig {
+    /// Workers that compare their loads as often as is usual.
+    pub fn new(count: usize, cpus: Cpus, poll: Duration) -> Self {
+        Self { count, cpus, poll, balance: Duration::from_millis(10) }
+    }
 }
 
 /// Wakes a worker that sleeps; costs one store and one load while it is awake.
@@ -76,6 +88,8 @@ pub struct Worker {
     waker: Arc<WorkerWaker>,
     run_queue: Arc<RunQueue>,
     inbox: SegQueue<Arc<QpPath>>,
+    /// Of its last period (`balance`).
+    load: AtomicU32,
     epoll: Epoll,
     shared: Mutex<Shared>,
     generation: AtomicU64,
@@ -98,10 +112,12 @@ impl Workers {
     /// # Errors
     /// What the system answers.
     pub fn start(config: &WorkerConfig) -> io::Result<Self> {
-        let mut workers = Self { list: Vec::new(), threads: Vec::new() };
-        for index in 0..config.count.max(1) {
-            let worker = Arc::new(Worker::new(index)?);
-            let mut work = Loop::new(worker.clone(), config.poll);
+        let list: io::Result<Vec<_>> =
+            (0..config.count.max(1)).map(|index| Worker::new(index).map(Arc::new)).collect();
+        let mut workers = Self { list: list?, threads: Vec::new() };
+        let all: Arc<[Arc<Worker>]> = workers.list.clone().into();
+        for index in 0..all.len() {
+            let mut work = Loop::new(all.clone(), index, config);
             let cpu = config.cpus.of_thread(index);
             let thread =
                 std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
@@ -110,7 +126,6 @@ impl Workers {
                     }
                     work.run();
                 })?;
-            workers.list.push(worker);
             workers.threads.push(thread);
         }
         Ok(workers)
@@ -122,9 +137,10 @@ impl Workers {
     /// # Errors
     /// What the system answers.
     pub fn stepped() -> io::Result<(Self, Loop)> {
-        let worker = Arc::new(Worker::new(0)?);
-        let work = Loop::new(worker.clone(), Duration::ZERO);
-        Ok((Self { list: vec![worker], threads: Vec::new() }, work))
+        let list = vec![Arc::new(Worker::new(0)?)];
+        let config = WorkerConfig::new(1, Cpus::default(), Duration::ZERO);
+        let work = Loop::new(list.clone().into(), 0, &config);
+        Ok((Self { list, threads: Vec::new() }, work))
     }
 
     /// All of them.
@@ -162,6 +178,7 @@ impl Worker {
             run_queue: RunQueue::new(waker.clone()),
             waker,
             inbox: SegQueue::new(),
+            load: AtomicU32::new(0),
             epoll,
             shared: Mutex::default(),
             generation: AtomicU64::new(1),
@@ -262,27 +279,66 @@ impl Worker {
     }
 }
 
+/// QPs that came from the inbox in a period, of which a worker remembers so many.
+const CAME: usize = 64;
+
 /// What a worker's thread does.
 pub struct Loop {
     worker: Arc<Worker>,
+    /// All workers.
+    all: Arc<[Arc<Worker>]>,
     poll: Duration,
     generation: u64,
     shared: Shared,
     active: Shares<Arc<QpPath>>,
     buffer: Box<SendBuffer>,
     deadline: Option<Instant>,
+    balance: Option<Balance>,
+}
+
+/// What a worker needs to compare itself with others.
+struct Balance {
+    period: Duration,
+    meter: Meter,
+    giver: Giver,
+    /// Turns since the last look at the clock, and how many of them had work.
+    turns: u32,
+    worked: u32,
+    /// Number of the period, and the last round before it.
+    number: u32,
+    since: u64,
+    /// QPs that came from the inbox in it: those that wait for the HCA now and then are not always here.
+    came: Vec<Arc<QpPath>>,
+}
+
+impl Balance {
+    fn new(period: Duration) -> Self {
+        Self {
+            period,
+            meter: Meter::new(Instant::now()),
+            giver: Giver::default(),
+            turns: 0,
+            worked: 0,
+            number: 1,
+            since: 0,
+            came: Vec::new(),
+        }
+    }
 }
 
 impl Loop {
-    fn new(worker: Arc<Worker>, poll: Duration) -> Self {
+    fn new(all: Arc<[Arc<Worker>]>, index: usize, config: &WorkerConfig) -> Self {
+        let balances = all.len() > 1 && !config.balance.is_zero();
         Self {
-            worker,
-            poll,
+            worker: all[index].clone(),
+            all,
+            poll: config.poll,
             generation: 0,
             shared: Shared::default(),
             active: Shares::default(),
             buffer: Box::default(),
             deadline: None,
+            balance: balances.then(|| Balance::new(config.balance)),
         }
     }
 
@@ -296,8 +352,14 @@ impl Loop {
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(TURNS_A_LOOK) || self.deadline.is_some() {
                 now = Instant::now();
+                self.compare(now);
             }
-            if self.turn(now) {
+            let worked = self.turn(now);
+            if let Some(balance) = &mut self.balance {
+                balance.turns += 1;
+                balance.worked += u32::from(worked);
+            }
+            if worked {
                 idle_since = None;
                 continue;
             }
@@ -309,9 +371,61 @@ impl Loop {
             if self.deadline.is_some_and(|at| at < now + SHORTEST_SLEEP) {
                 continue;
             }
+            if let Some(balance) = &mut self.balance {
+                balance.came.clear();
+            }
             self.sleep();
             idle_since = None;
             now = Instant::now();
+            if let Some(balance) = &mut self.balance {
+                balance.meter.slept(now);
+            }
+        }
+    }
+
+    /// The clock was looked at. At the end of a period: says how much there was to do, and gives a QP
+    /// away if others had much less. Never sleeps.
+    fn compare(&mut self, now: Instant) {
+        let Some(balance) = &mut self.balance else { return };
+        let (turns, worked) = (balance.turns, balance.worked);
+        (balance.turns, balance.worked) = (0, 0);
+        balance.meter.look(now, turns, worked);
+        let Some(share) = balance.meter.period(now, balance.period) else { return };
+        let me = self.worker.index;
+        let (mut busy, mut most) = (0, None);
+        if balance::is_full(share) {
+            let news = self.active.busy_since(balance.since);
+            let news = news.filter(|qp| qp.first_in(balance.number));
+            for qp in balance.came.iter().chain(news).filter(|qp| qp.home() == me) {
+                let done = qp.progress();
+                busy += usize::from(done > 0);
+                if most.as_ref().is_none_or(|(least, _)| done > *least) {
+                    most = Some((done, qp.clone()));
+                }
+            }
+        }
+        balance.came.clear();
+        balance.number = balance.number.wrapping_add(1);
+        balance.since = self.active.now();
+        self.worker.load.store(balance::load(share, busy), Ordering::Relaxed);
+        let loads: Vec<u32> = self.all.iter().map(|w| w.load.load(Ordering::Relaxed)).collect();
+        if let Some(to) = balance.giver.period(me, &loads)
+            && let Some((1.., qp)) = most
+        {
+            balance.giver.gave();
+            self.give(&qp, to);
+        }
+    }
+
+    /// Gives a QP of this worker's to another one.
+    fn give(&mut self, qp: &Arc<QpPath>, to: usize) {
+        let other = &self.all[to];
+        // Before its next period tells: two workers should not give to the same one.
+        other.load.fetch_add(balance::MOVED, Ordering::Relaxed);
+        qp.move_to(to);
+        // One that is not here now goes there with the next request, or out of the inbox.
+        if let Some(qp) = self.active.take_out(|held| Arc::ptr_eq(held, qp)) {
+            other.take_in(qp);
         }
     }
 
@@ -332,9 +446,20 @@ impl Loop {
         while !self.worker.inbox.is_empty()
             && let Some(qp) = self.worker.inbox.pop()
         {
+            worked = true;
+            if qp.home() != self.worker.index {
+                // It moved before it got here.
+                self.all[qp.home()].take_in(qp);
+                continue;
+            }
+            if let Some(balance) = &mut self.balance
+                && balance.came.len() < CAME
+                && qp.first_in(balance.number)
+            {
+                balance.came.push(qp.clone());
+            }
             qp.poll_send();
             self.active.add(qp);
-            worked = true;
         }
         worked |= self.active.round(&mut self.buffer);
         self.deadline = None;
@@ -366,6 +491,7 @@ impl Loop {
             && self.worker.run_queue.sleep()
             && self.close_doors();
         if may_sleep {
+            self.worker.load.store(0, Ordering::Relaxed);
             self.wait();
             self.shared.pollers.iter().for_each(|poller| poller.after_sleep());
             let _guard = rcu::enter();
@@ -421,4 +547,36 @@ impl Loop {
 /// The worker that serves a vector of a device, and looks after the QPs that ring there.
 pub fn of_vector(workers: &[Arc<Worker>], first: usize, vector: u16) -> &Arc<Worker> {
     &workers[(first + usize::from(vector)) % workers.len()]
+}
+
+/// The workers of a device, and which vectors they serve.
+pub struct Homes {
+    /// All of them.
+    pub workers: Arc<[Arc<Worker>]>,
+    /// The number of that which serves vector 0.
+    pub first: usize,
+    /// Vectors in use.
+    pub vectors: u16,
+}
+
+impl Homes {
+    /// The worker that serves a vector.
+    pub fn of_vector(&self, vector: u16) -> &Arc<Worker> {
+        of_vector(&self.workers, self.first, vector)
+    }
+
+    /// The worker of a number.
+    pub fn worker(&self, number: u32) -> &Arc<Worker> {
+        &self.workers[number as usize % self.workers.len()]
+    }
+
+    /// A vector of a worker: `own` if it is one of its, or if it has none.
+    pub fn vector_of(&self, worker: u32, own: u16) -> u16 {
+        let (count, worker) = (self.workers.len(), worker as usize);
+        if (self.first + usize::from(own)) % count == worker {
+            return own;
+        }
+        let lowest = (worker + count - self.first % count) % count;
+        u16::try_from(lowest).ok().filter(|v| *v < self.vectors).unwrap_or(own)
+    }
 }

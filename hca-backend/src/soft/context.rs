@@ -92,6 +92,11 @@ impl Context {
         })
     }
 
+    /// One of the HCA's pollers, modulo their number.
+    pub(crate) fn poller(&self, number: usize) -> &Arc<SoftPoller> {
+        &self.pollers[number % self.pollers.len()]
+    }
+
     /// Reports an event of one of the context's objects. Never sleeps.
     pub(crate) fn dispatch(&self, event: AsyncEvent) {
         self.events.dispatch(event);
@@ -336,14 +341,13 @@ impl PdDriver for Pd {
 
     fn create_qp(&self, _cx: &MaySleep, init: QpInit) -> Result<Arc<dyn QpDriver>> {
         let context = &self.context;
-        let poller = &context.pollers[init.poller % context.pollers.len()];
         let number = match init.qp_type {
             QpType::Gsi if !init.privileged => return Err(Error::NotPermitted("QP1")),
             QpType::Gsi => GSI_QPN.0,
             _ => locked(&context.qpns).take().ok_or(Error::Limit("queue pairs"))?,
         };
         let give_back = || locked(&context.qpns).give_back(number);
-        let qp = Qp::new(context.clone(), self.number, Qpn(number), poller.clone(), init)
+        let qp = Qp::new(context.clone(), self.number, Qpn(number), init)
             .inspect_err(|_| give_back())?;
         if context.qps.insert(number as usize, qp.clone()).is_err() {
             give_back();

@@ -320,6 +320,14 @@ impl Qp {
         self.driver.recv_posted();
         Ok(())
     }
+
+    /// Another one of the HCA's pollers is to work on the QP (modulo their number), since another thread
+    /// posts to it. Never sleeps.
+    pub fn set_poller(&self, poller: usize) {
+        if let Ok(_guard) = self.base.fast() {
+            self.driver.set_poller(poller);
+        }
+    }
 }
 
 impl Object for Qp {

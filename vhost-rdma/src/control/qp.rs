@@ -86,8 +86,7 @@ impl Call<'_> {
         let buffer = Arc::new(memory.resolve(&r.pages, 0, 0, page_bytes(&r.pages)?)?);
         let (send, recv) = rings(&r, buffer.len())?;
         let vector = (slot % u32::from(session.vectors)) as u16;
-        let home = device.worker_of(vector).clone();
-        let poller = home.index();
+        let poller = session.homes.of_vector(vector).index();
         let rings = QpRings::new(
             buffer.clone(),
             send.map(|g| {
@@ -95,7 +94,7 @@ impl Call<'_> {
             }),
             recv.map(|g| RecvRing::new(buffer.clone(), g, r.max_recv_sge.get())),
             device.gate().clone(),
-            home,
+            session.homes.clone(),
             vector,
             Names {
                 ahs,

@@ -106,7 +106,7 @@ fn socket(folder: &Path, n: usize) -> PathBuf {
 fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc::Sender<()>) {
     let cx = MaySleep::claim().expect("a new thread");
     let config = DaemonConfig {
-        workers: WorkerConfig { count: 2, cpus: Cpus::default(), poll: Duration::from_micros(50) },
+        workers: WorkerConfig::new(2, Cpus::default(), Duration::from_micros(50)),
         hcas: vec![crate::hca()],
         wire: Default::default(),
     };

@@ -7,6 +7,7 @@ mod atomics;
 mod bad_commands;
 mod bad_memory;
 mod bad_work;
+mod balance;
 mod commands;
 mod completions;
 mod connections;

@@ -84,7 +84,8 @@ pub(crate) struct Qp {
     qpn: Qpn,
     created: Creation,
     context: Arc<Context>,
-    poller: Arc<SoftPoller>,
+    /// The number of the poller that runs it.
+    poller: AtomicU32,
     /// Written with both sides locked, but for the step to ERR, for which either will do.
     state: AtomicU8,
     destroyed: AtomicBool,
@@ -109,13 +110,7 @@ pub(crate) struct Qp {
 
 impl Qp {
     /// A QP in RESET, with a number that the context has given it.
-    pub(crate) fn new(
-        context: Arc<Context>,
-        pd: u32,
-        qpn: Qpn,
-        poller: Arc<SoftPoller>,
-        init: QpInit,
-    ) -> Result<Arc<Self>> {
+    pub(crate) fn new(context: Arc<Context>, pd: u32, qpn: Qpn, init: QpInit) -> Result<Arc<Self>> {
         let xrc = matches!(init.qp_type, QpType::XrcIni | QpType::XrcTgt);
         let xrcd = init.xrcd.map(|xrcd| own_any::<Xrcd>(xrcd)).transpose()?;
         if xrcd.is_some() != (init.qp_type == QpType::XrcTgt) {
@@ -167,7 +162,7 @@ impl Qp {
             qpn,
             created,
             context,
-            poller,
+            poller: AtomicU32::new(init.poller as u32),
             state: AtomicU8::new(QpState::Reset.code()),
             destroyed: AtomicBool::new(false),
             queued: Queued::new(),
@@ -198,10 +193,15 @@ impl Qp {
         QpState::from_code(self.state.load(Ordering::Acquire)).unwrap_or(QpState::Err)
     }
 
+    /// The poller that runs it now.
+    fn poller(&self) -> &Arc<SoftPoller> {
+        self.context.poller(self.poller.load(Ordering::Relaxed) as usize)
+    }
+
     /// Has the QP's poller run it.
     fn schedule(&self) {
         if let Some(this) = self.this.upgrade() {
-            self.poller.schedule(&this);
+            self.poller().schedule(&this);
         }
     }
 
@@ -250,7 +250,7 @@ impl Qp {
     fn overflowed(&self, cq: &Cq, overflowed: Overflowed) {
         self.fatal_locked();
         if overflowed.first {
-            self.poller.cq_failed(self.context.clone(), cq);
+            self.poller().cq_failed(self.context.clone(), cq);
         }
     }
 
@@ -372,6 +372,10 @@ impl QpDriver for Qp {
 
     fn recv_posted(&self) {
         self.recv_arrived();
+    }
+
+    fn set_poller(&self, poller: usize) {
+        self.poller.store(poller as u32, Ordering::Relaxed);
     }
 }
 

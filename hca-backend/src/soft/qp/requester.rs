@@ -21,7 +21,7 @@ use super::queue::{Current, SendQueue};
 use super::wire::{self, Sending};
 use super::{FLUSH_A_TURN, PIECE, Qp};
 use crate::soft::cq::Cq;
-use crate::soft::poller::TimerKey;
+use crate::soft::poller::{SoftPoller, TimerKey};
 use crate::soft::wire::timers::{ack_timeout, rnr_delay};
 
 /// WRs held for a consumer that keeps them in a ring of its own.
@@ -53,8 +53,8 @@ pub(super) struct Requester {
 /// What the current WR waits for.
 struct Wait {
     why: Why,
-    /// `None`: for ever.
-    timer: Option<TimerKey>,
+    /// `None`: for ever. With the poller that has it: the QP may have another one by then.
+    timer: Option<(TimerKey, Arc<SoftPoller>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -427,14 +427,17 @@ impl Qp {
 
     fn wait(&self, r: &mut Requester, why: Why, until: Option<Instant>) {
         let this = self.this.upgrade();
-        let timer = until.zip(this).map(|(at, this)| self.poller.arm(at, &this));
+        let timer = until.zip(this).map(|(at, this)| {
+            let poller = self.poller().clone();
+            (poller.arm(at, &this), poller)
+        });
         r.wait = Some(Wait { why, timer });
     }
 
     /// Ends a wait, without a word about what comes next.
     pub(super) fn stop_waiting(&self, r: &mut Requester) {
-        if let Some(Wait { timer: Some(timer), .. }) = r.wait.take() {
-            self.poller.cancel(timer);
+        if let Some(Wait { timer: Some((timer, poller)), .. }) = r.wait.take() {
+            poller.cancel(timer);
         }
     }
 
@@ -447,7 +450,7 @@ impl Qp {
             Why::Pages => self.has_answer(),
             Why::Ack => false,
         };
-        if !came && wait.timer.is_none_or(|(at, _)| at > now) {
+        if !came && wait.timer.as_ref().is_none_or(|((at, _), _)| *at > now) {
             return false;
         }
         self.stop_waiting(r);
