@@ -6,6 +6,7 @@
 mod cq;
 mod dm;
 mod keys;
+mod mcast;
 mod on_demand;
 mod srq;
 

@@ -28,6 +28,7 @@ pub const CAPABILITIES: u64 = CAP_UC
     | CAP_FAST_REG
     | CAP_MW
     | CAP_REREG_MR
+    | CAP_MCAST
     | CAP_XRC
     | CAP_ATOMIC_WRITE
     | CAP_FLUSH

@@ -19,6 +19,7 @@ mod hca_hotplug;
 mod init;
 mod kinds;
 mod lifecycle;
+mod multicast;
 mod on_demand;
 mod on_demand_hostile;
 mod placement;
