@@ -23,6 +23,8 @@ mod multicast;
 mod on_demand;
 mod on_demand_hostile;
 mod placement;
+mod rage;
+mod scale;
 mod scribble;
 mod solicited;
 mod stress;

@@ -45,6 +45,13 @@ pub fn tests() -> Vec<Test> {
         .long(),
     );
     tests.push(Test::new("wire_fuzz_for_minutes", wire_fuzz).long());
+    tests.push(
+        Test::new("device_with_all_objects_that_it_may_have", |bench| {
+            let device = ["test", "-p", "front-end", "--test", "device", "--"];
+            bench.cargo(&[&device[..], &["--ignored", "scale::"]].concat())
+        })
+        .long(),
+    );
     for (name, module) in [
         ("module_builds_6_1", ModuleFor::Debian(Release::V6_1)),
         ("module_builds_6_12", ModuleFor::Debian(Release::V6_12)),
