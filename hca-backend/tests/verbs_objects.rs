@@ -164,7 +164,7 @@ fn a_window_of_type_2_shows_a_part_until_it_is_invalidated() {
         a.qp.post_send(&write).unwrap();
         assert_eq!(lab.next(&a.send).status, WcStatus::Success);
         assert_eq!(b.bytes(4096, 18), b"through the window");
-        let inv = SendWr { imm: key.0, ..b.wr(3, WrOpcode::LocalInv, &[], &a, 0) };
+        let inv = SendWr { rkey: key, ..b.wr(3, WrOpcode::LocalInv, &[], &a, 0) };
         b.qp.post_send(&inv).unwrap();
         assert_eq!(lab.next(&b.send).opcode, WcOpcode::LocalInv);
         a.qp.post_send(&write).unwrap();
@@ -199,6 +199,37 @@ fn a_window_of_type_1_gets_a_new_key_with_each_bind() {
     let sges = [a.sge(0, 8)];
     a.qp.post_send(&SendWr { rkey: key, ..a.wr(2, WrOpcode::RdmaWrite, &sges, &b, 0) }).unwrap();
     assert_eq!(lab.next(&a.send).status, WcStatus::Success);
+}
+
+#[test]
+fn an_mr_goes_with_the_windows_that_are_bound_to_it() {
+    both(|lab| {
+        let (a, b) = lab.pair();
+        let all = Access(REMOTE_ALL.0 | Access::MW_BIND.0);
+        let mr = b.tenant.pd.reg_mr(&lab.cx, window(&b.ram, BASE, 0, 1 << 20), all).unwrap();
+        let mw = b.tenant.pd.alloc_mw(&lab.cx, MwType::Type2).unwrap();
+        let key = RKey(mw.rkey().0 & !0xff | 0x17);
+        let bind = MwBind {
+            rkey: key,
+            lkey: mr.lkey(),
+            addr: BASE,
+            length: 64,
+            access: Access::REMOTE_WRITE,
+        };
+        let post = || {
+            let wr =
+                SendWr { data: SendData::Bind(&bind), ..b.wr(1, WrOpcode::BindMw, &[], &a, 0) };
+            b.qp.post_send(&wr).unwrap();
+            lab.next(&b.send).status
+        };
+        assert_eq!(post(), WcStatus::Success);
+        mr.dereg(&lab.cx).unwrap();
+        let sges = [a.sge(0, 8)];
+        a.qp.post_send(&SendWr { rkey: key, ..a.wr(2, WrOpcode::RdmaWrite, &sges, &b, 0) })
+            .unwrap();
+        assert_eq!(lab.next(&a.send).status, WcStatus::RemAccessErr);
+        mw.dealloc(&lab.cx).unwrap();
+    });
 }
 
 /// Two regions with a hole between them, as a guest's memory has, of a file each.

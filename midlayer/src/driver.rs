@@ -242,6 +242,9 @@ pub trait CqMemory: Send + Sync {
         true
     }
 
+    /// The CQ has overflowed where the driver had it before it came to `push`. As exclusive as `push`.
+    fn overflowed(&self) {}
+
     /// The CQ moves to other memory (`CqDriver::resize`): no `push` follows. As exclusive as `push`.
     fn moved(&self) {}
 }

@@ -133,11 +133,11 @@ pub struct SendWr<'a> {
     pub flags: SendFlags,
     /// The data to send, or the place for what is read.
     pub data: SendData<'a>,
-    /// Immediate data (as it stands in the packet), or the key to invalidate.
+    /// Immediate data (as it stands in the packet), or the key of the peer's to invalidate.
     pub imm: u32,
     /// RDMA and atomics: the address at the peer.
     pub remote_addr: u64,
-    /// RDMA and atomics: the key at the peer.
+    /// RDMA and atomics: the key at the peer. `LocalInv`: the own key to invalidate.
     pub rkey: RKey,
     /// Compare and swap: the value to compare; fetch and add: the value to add.
     pub compare_add: u64,

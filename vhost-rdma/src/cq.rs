@@ -147,6 +147,12 @@ impl CqMemory for CqPath {
         self.may_touch() && self.first.is_armed()
     }
 
+    fn overflowed(&self) {
+        if self.may_touch() {
+            self.first.mark_overflowed();
+        }
+    }
+
     fn moved(&self) {
         if self.may_touch() {
             self.first.end();
@@ -173,6 +179,12 @@ impl CqMemory for ResizedCq {
 
     fn is_armed(&self) -> bool {
         self.path.may_touch() && self.ring.is_armed()
+    }
+
+    fn overflowed(&self) {
+        if self.path.may_touch() {
+            self.ring.mark_overflowed();
+        }
     }
 
     fn moved(&self) {

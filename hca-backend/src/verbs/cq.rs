@@ -145,8 +145,18 @@ impl Cq {
         self.events.completed(true);
     }
 
+    /// The HCA's CQ has overflowed. Never sleeps.
+    pub(crate) fn overflowed(&self) {
+        self.fail();
+        let _guard = rcu::enter();
+        let place = self.place.lock();
+        if !self.context.is_suspended() {
+            place.memory.iter().for_each(|memory| memory.overflowed());
+        }
+    }
+
     /// It has overflowed (IBA 11.6.3.2): says so, and its QPs go to ERR. Never sleeps.
-    pub(crate) fn fail(&self) {
+    fn fail(&self) {
         if self.failed.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -190,7 +200,7 @@ fn translate(hca: &Hca, wc: &ibv_wc, guard: &Guard) -> Option<WorkCompletion> {
     if status != WcStatus::Success {
         // Some providers (rxe) report the request that failed as flushed, like those around it.
         if request.malformed && (status != WcStatus::WrFlushErr || !queue.has_failed()) {
-            status = WcStatus::LocQpOpErr;
+            status = failure(request.opcode);
         }
         queue.note_failure(status == WcStatus::WrFlushErr);
     }
@@ -229,6 +239,11 @@ fn translate(hca: &Hca, wc: &ibv_wc, guard: &Guard) -> Option<WorkCompletion> {
         src_qpn: Qpn(if ok && opcode.is_recv() { wc.src_qp } else { 0 }),
         vendor_err: wc.vendor_err,
     })
+}
+
+/// How a request fails that makes no sense.
+pub(crate) fn failure(opcode: u8) -> WcStatus {
+    if opcode == WrOpcode::BindMw.code() { WcStatus::MwBindErr } else { WcStatus::LocQpOpErr }
 }
 
 /// `Request::opcode` of a receive request.
@@ -272,6 +287,13 @@ impl CqDriver for Cq {
         let Some(memory) = memory else {
             return Err(Error::Unsupported("resizing a CQ of the driver's"));
         };
+        let has_failed = {
+            let _place = self.place.lock();
+            self.failed.load(Ordering::Acquire)
+        };
+        if has_failed {
+            return Err(Error::BadState("resize of a CQ that has overflowed"));
+        }
         let hca = self.context.hca();
         if cqe > self.cqe() && cqe.min(hca.limits.host_cqe) > self.cqe().min(hca.limits.host_cqe) {
             self.host()?.resize(cqe.min(hca.limits.host_cqe))?;

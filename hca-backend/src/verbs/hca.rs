@@ -168,7 +168,7 @@ impl Hca {
         match event {
             HostEvent::Cq(number) => {
                 if let Some(cq) = self.cqs.get_arc(number) {
-                    cq.fail();
+                    cq.overflowed();
                 }
             }
             HostEvent::Qp(code, number) => {

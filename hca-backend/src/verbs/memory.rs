@@ -63,7 +63,7 @@ impl State {
 
     fn forget(&mut self) {
         if let Some(old) = self.host.take() {
-            self.pd.bindable().lock().remove(&old.lkey());
+            self.pd.end_mr(old);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! of a guest's memory, whose key stands for one of the host's a region, and memory windows.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use rdma_midlayer::attr::AhAttr;
@@ -13,12 +13,12 @@ use rdma_midlayer::driver::{
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::rcu::{Guard, Table};
 use rdma_midlayer::types::{Access, MwType, RKey};
-use rdma_midlayer::work::Sge;
+use rdma_midlayer::work::{MwBind, Sge};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::ah::{self, Ah, Path};
 use super::context::Context;
-use super::ffi::ibv_sge;
+use super::ffi::{ibv_mw_bind_info, ibv_sge};
 use super::hca::lock;
 use super::host::{HostMr, HostMw, HostPd};
 use super::memory::{DmaKey, DmaMr, Mr};
@@ -44,7 +44,25 @@ pub(crate) struct Pd {
     /// By local key: what windows may be bound to.
     bindable: SpinLock<HashMap<u32, Arc<HostMr>>>,
     /// By the index in their key.
-    windows: SpinLock<HashMap<u32, Arc<HostMw>>>,
+    windows: SpinLock<HashMap<u32, Window>>,
+}
+
+/// A window, and the local key of the MR that it was bound to last.
+struct Window {
+    host: Arc<HostMw>,
+    of: u32,
+}
+
+/// The value alone, when those who were using it have finished: they hold on to it for the length of a
+/// post, and nobody finds it any more.
+pub(crate) fn sole<T>(mut shared: Arc<T>) -> T {
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(value) => return value,
+            Err(still) => shared = still,
+        }
+        std::thread::yield_now();
+    }
 }
 
 impl Pd {
@@ -114,11 +132,48 @@ impl Pd {
         &self.bindable
     }
 
-    /// The MR and the window that a bind names.
-    pub(crate) fn bound(&self, lkey: u32, rkey: u32) -> Result<(Arc<HostMr>, Arc<HostMw>)> {
-        let mr = self.bindable.lock().get(&lkey).cloned();
-        let mw = self.windows.lock().get(&(rkey >> 8)).cloned();
-        mr.zip(mw).ok_or(Error::Invalid("memory window, or MR to bind it to"))
+    /// The MR and the window that a bind names; no MR for a bind to nothing. To be kept during the post
+    /// and no longer. Never sleeps.
+    pub(crate) fn bound(&self, bind: &MwBind) -> Result<Bound> {
+        const RIGHTS: u32 = Access::REMOTE_WRITE.0
+            | Access::REMOTE_READ.0
+            | Access::REMOTE_ATOMIC.0
+            | Access::ZERO_BASED.0;
+        if bind.access.0 & !RIGHTS != 0 {
+            return Err(Error::Invalid("rights of a memory window"));
+        }
+        let mr = self.bindable.lock().get(&bind.lkey.0).cloned();
+        if mr.is_none() && bind.length != 0 {
+            return Err(Error::Invalid("MR to bind a window to"));
+        }
+        let mut windows = self.windows.lock();
+        let window = windows.get_mut(&(bind.rkey.0 >> 8)).ok_or(Error::Invalid("memory window"))?;
+        window.of = bind.lkey.0;
+        Ok(Bound { mr, mw: window.host.clone() })
+    }
+
+    /// Ends an MR. Windows that are bound to it show nothing from here on: the HCA does not let the MR
+    /// go before them, so they end with it, and can't be bound again. May sleep.
+    pub(crate) fn end_mr(&self, mr: Arc<HostMr>) {
+        self.bindable.lock().remove(&mr.lkey());
+        let lkey = mr.lkey();
+        let Err((mr, _)) = sole(mr).end() else { return };
+        self.end_windows(|window| window.of == lkey);
+        let Err((mr, errno)) = mr.end() else { return };
+        // A bind that failed left its window with an MR that it was bound to before.
+        log::debug!("MR {lkey:#x} is held by a window: errno {errno}");
+        self.end_windows(|_| true);
+        drop(mr);
+    }
+
+    fn end_windows(&self, which: impl Fn(&Window) -> bool) {
+        let ended: Vec<_> = {
+            let mut windows = self.windows.lock();
+            let keys: Vec<_> =
+                windows.iter().filter(|(_, w)| which(w)).map(|(key, _)| *key).collect();
+            keys.iter().filter_map(|key| windows.remove(key)).collect()
+        };
+        ended.into_iter().for_each(|window| drop(sole(window.host)));
     }
 
     /// The SGEs in the host's terms: keys to all memory are translated, and what crosses a region is
@@ -185,9 +240,10 @@ impl PdDriver for Pd {
     }
 
     fn alloc_mw(&self, _cx: &MaySleep, mw_type: MwType) -> Result<Arc<dyn MwDriver>> {
-        let mw = Arc::new(self.host.alloc_mw(mw_type.code())?);
-        self.windows.lock().insert(mw.rkey() >> 8, mw.clone());
-        Ok(Arc::new(Mw { pd: self.this()?, host: Mutex::new(Some(mw)) }))
+        let host = Arc::new(self.host.alloc_mw(mw_type.code())?);
+        let rkey = host.rkey();
+        self.windows.lock().insert(rkey >> 8, Window { host, of: 0 });
+        Ok(Arc::new(Mw { pd: self.this()?, rkey: AtomicU32::new(rkey) }))
     }
 
     fn create_srq(&self, _cx: &MaySleep, init: SrqInit) -> Result<Arc<dyn SrqDriver>> {
@@ -205,26 +261,47 @@ impl PdDriver for Pd {
     }
 }
 
-/// A memory window.
+/// What a bind names.
+pub(crate) struct Bound {
+    mr: Option<Arc<HostMr>>,
+    pub(crate) mw: Arc<HostMw>,
+}
+
+impl Bound {
+    /// The bind in the host's terms, for as long as this is kept.
+    pub(crate) fn info(&self, bind: &MwBind) -> ibv_mw_bind_info {
+        ibv_mw_bind_info {
+            mr: self.mr.as_ref().map_or(std::ptr::null_mut(), |mr| mr.as_ptr()),
+            addr: bind.addr,
+            length: bind.length,
+            mw_access_flags: bind.access.0,
+        }
+    }
+}
+
+/// A memory window. The host's is its PD's.
 pub(crate) struct Mw {
     pd: Arc<Pd>,
-    host: Mutex<Option<Arc<HostMw>>>,
+    rkey: AtomicU32,
 }
 
 impl Mw {
-    pub(crate) fn host(&self) -> Result<Arc<HostMw>> {
-        lock(&self.host).clone().ok_or(Error::Gone)
+    /// It was bound by a verb of its own: the key that it has now.
+    pub(crate) fn bound(&self, rkey: u32) -> RKey {
+        self.rkey.store(rkey, Ordering::Release);
+        RKey(rkey)
     }
 }
 
 impl MwDriver for Mw {
     fn rkey(&self) -> RKey {
-        RKey(lock(&self.host).as_ref().map_or(0, |mw| mw.rkey()))
+        RKey(self.rkey.load(Ordering::Acquire))
     }
 
     fn dealloc(&self, _cx: &MaySleep) -> Result<()> {
-        let mw = lock(&self.host).take().ok_or(Error::Gone)?;
-        self.pd.windows.lock().remove(&(mw.rkey() >> 8));
+        // With its MR it may have ended before.
+        let window = self.pd.windows.lock().remove(&(self.rkey().0 >> 8));
+        window.into_iter().for_each(|window| drop(sole(window.host)));
         Ok(())
     }
 }

@@ -9,13 +9,12 @@ use crossbeam_queue::ArrayQueue;
 use rdma_midlayer::driver::{AhDriver, SendReady};
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{QpType, WrOpcode};
-use rdma_midlayer::work::{MAX_SGE, SendData, SendFlags, SendWr};
+use rdma_midlayer::work::{MAX_SGE, MwBind, SendData, SendFlags, SendWr};
 use rdma_midlayer::{Error, Result};
 
 use super::ah::{Ah, Path};
 use super::ffi::*;
-use super::host::{HostMr, HostMw};
-use super::pd::Pd;
+use super::pd::{Bound, Pd};
 
 /// SGEs of a host's request: those of a consumer's, some of them split where regions of memory meet.
 pub(crate) const HOST_SGE: usize = MAX_SGE + 2;
@@ -28,8 +27,8 @@ pub(crate) struct Prepared {
     pub(crate) path: Option<Arc<Path>>,
     /// Of a datagram: the peer's QPN, and its Q_Key.
     pub(crate) peer: (u32, u32),
-    /// Keeps what a bind names.
-    pub(crate) _bound: Option<(Arc<HostMr>, Arc<HostMw>)>,
+    /// What a bind names: looked up when it is posted.
+    pub(crate) bind: Option<MwBind>,
 }
 
 /// A request of nothing.
@@ -68,11 +67,13 @@ pub(crate) fn prepare(
 ) -> Result<Prepared> {
     let mut host = empty_wr();
     host.opcode = wr.opcode.code().into();
-    host.imm_data = wr.imm;
+    // Which of the peer's keys to invalidate comes where immediate data would; which of our own, where
+    // the peer's key would.
+    host.imm_data = if wr.opcode == WrOpcode::LocalInv { wr.rkey.0 } else { wr.imm };
     // The first three flags are the library's.
     let known = SendFlags::FENCE.0 | SendFlags::SIGNALED.0 | SendFlags::SOLICITED.0;
     host.send_flags = u32::from(wr.flags.0 & known);
-    let mut bound = None;
+    let mut bind = None;
     let num_sge = match wr.data {
         SendData::Sges(list) => {
             let translated = pd.translate(list, &mut sges[..max_sge.min(HOST_SGE)], guard);
@@ -87,25 +88,14 @@ pub(crate) fn prepare(
             sges[0] = ibv_sge { addr: bytes.as_ptr() as u64, length: bytes.len() as u32, lkey: 0 };
             1
         }
-        SendData::Bind(bind) => {
-            let (mr, mw) = pd.bound(bind.lkey.0, bind.rkey.0)?;
-            host.bind_mw = wr_bind_mw {
-                mw: mw.as_ptr(),
-                rkey: bind.rkey.0,
-                bind_info: ibv_mw_bind_info {
-                    mr: mr.as_ptr(),
-                    addr: bind.addr,
-                    length: bind.length,
-                    mw_access_flags: bind.access.0,
-                },
-            };
-            bound = Some((mr, mw));
+        SendData::Bind(wanted) => {
+            bind = Some(*wanted);
             0
         }
         SendData::Reg(_) => return Err(Error::Unsupported("fast registration through verbs")),
         SendData::Flush(_) => return Err(Error::Unsupported("FLUSH through verbs")),
     };
-    if (wr.opcode == WrOpcode::BindMw) != bound.is_some() {
+    if (wr.opcode == WrOpcode::BindMw) != bind.is_some() {
         return Err(Error::Invalid("a bind without a window"));
     }
     let (mut path, mut peer) = (None, (0, 0));
@@ -132,7 +122,7 @@ pub(crate) fn prepare(
         }
         _ => host.wr.rdma = wr_rdma { remote_addr: wr.remote_addr, rkey: wr.rkey.0 },
     }
-    Ok(Prepared { wr: host, num_sge, path, peer, _bound: bound })
+    Ok(Prepared { wr: host, num_sge, path, peer, bind })
 }
 
 /// A request on the stage: all that it needs is its own.
@@ -154,7 +144,7 @@ impl Stage {
         let stage = Self { free: ArrayQueue::new(count), ready: ArrayQueue::new(count) };
         for _ in 0..count {
             let prepared =
-                Prepared { wr: empty_wr(), num_sge: 0, path: None, peer: (0, 0), _bound: None };
+                Prepared { wr: empty_wr(), num_sge: 0, path: None, peer: (0, 0), bind: None };
             let staged = Staged {
                 prepared,
                 sges: [ibv_sge::default(); HOST_SGE],
@@ -173,7 +163,7 @@ impl Stage {
     /// Gives a place back.
     pub(crate) fn give_back(&self, mut staged: Box<Staged>) {
         staged.prepared.path = None;
-        staged.prepared._bound = None;
+        staged.prepared.bind = None;
         let _ = self.free.push(staged);
     }
 
@@ -189,6 +179,17 @@ impl Stage {
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
+}
+
+/// Names a bind's objects in the request. They are to be kept during the post and no longer.
+///
+/// # Errors
+/// There are none of these names, or they don't go together.
+pub(crate) fn resolve_bind(pd: &Pd, wr: &mut ibv_send_wr, bind: &MwBind) -> Result<Bound> {
+    let bound = pd.bound(bind)?;
+    wr.bind_mw =
+        wr_bind_mw { mw: bound.mw.as_ptr(), rkey: bind.rkey.0, bind_info: bound.info(bind) };
+    Ok(bound)
 }
 
 /// The host's address handle of a path. None: not yet.

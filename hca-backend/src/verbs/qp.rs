@@ -13,22 +13,20 @@ use rdma_midlayer::driver::{
     AsyncEvent, BadWr, MalformedWqe, MwDriver, QpDriver, QpInit, SendReady, own, own_any,
 };
 use rdma_midlayer::rcu;
-use rdma_midlayer::types::{
-    Gid, Mtu, Psn, QpState, QpType, Qpn, RKey, WcOpcode, WcStatus, WrOpcode,
-};
+use rdma_midlayer::types::{Gid, Mtu, Psn, QpState, QpType, Qpn, RKey, WcOpcode, WrOpcode};
 use rdma_midlayer::work::{MwBind, RecvWr, SendData, SendWr, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::ah::host_path;
 use super::context::Context;
-use super::cq::{Cq, RECV};
+use super::cq::{Cq, RECV, failure};
 use super::engine::Job;
 use super::feed::Feed;
 use super::ffi::*;
 use super::hca::lock;
 use super::host::{HostAh, HostQp, HostQpSpec};
-use super::pd::{Mw, Pd};
-use super::post::{HOST_SGE, Stage, Staged, empty_wr, prepare, resolve};
+use super::pd::{Bound, Mw, Pd};
+use super::post::{HOST_SGE, Stage, Staged, empty_wr, prepare, resolve, resolve_bind};
 use super::queue::{Name, Request, WorkQueue};
 use super::srq::Srq;
 use crate::soft::spin::SpinLock;
@@ -208,7 +206,7 @@ impl Qp {
         cq.complete_here(&WorkCompletion {
             wr_id: request.wr_id,
             ticket: request.ticket,
-            status: WcStatus::LocQpOpErr,
+            status: failure(request.opcode),
             opcode,
             flags: WcFlags::default(),
             qpn: self.qpn,
@@ -535,6 +533,9 @@ impl QpDriver for Qp {
         }
         let mut sges = [ibv_sge::default(); HOST_SGE];
         let mut prepared = prepare(&self.pd, self.qp_type, wr, &mut sges, self.host_sge, &guard)?;
+        if let Some(bind) = &prepared.bind {
+            return self.post_bind(request, &mut prepared.wr, bind);
+        }
         match resolve(&mut prepared, self.send_ready.as_ref()) {
             Some(resolved) => resolved?,
             None => return Err(Error::QueueFull),
@@ -547,7 +548,9 @@ impl QpDriver for Qp {
         let mut taken = 0;
         while taken < wrs.len() {
             let (count, error) = match (&self.stage, &wrs[taken..]) {
-                (None, rest @ [_, _, ..]) => self.post_burst(rest, &guard),
+                (None, rest @ [first, _, ..]) if !matches!(first.data, SendData::Bind(_)) => {
+                    self.post_burst(rest, &guard)
+                }
                 (_, rest) => match self.post_send(&rest[0]) {
                     Ok(()) => (1, None),
                     Err(error) => (0, Some(error)),
@@ -607,27 +610,19 @@ impl QpDriver for Qp {
             ));
         }
         self.may_send()?;
-        let mw = own_any::<Mw>(mw.clone())?.host()?;
-        let (mr, _) = self.pd.bound(bind.lkey.0, bind.rkey.0)?;
+        let mw = own_any::<Mw>(mw.clone())?;
+        let bound = self.pd.bound(bind)?;
         let host = self.fast.lock();
         let host = host.as_ref().ok_or(Error::Gone)?;
         let request = Request { wr_id, ticket, opcode: WrOpcode::BindMw.code(), malformed: false };
         let name = self.send.reserve(request).ok_or(Error::QueueFull)?;
-        let mut host_bind = ibv_mw_bind {
-            wr_id: name,
-            send_flags: SEND_SIGNALED,
-            bind_info: ibv_mw_bind_info {
-                mr: mr.as_ptr(),
-                addr: bind.addr,
-                length: bind.length,
-                mw_access_flags: bind.access.0,
-            },
-        };
-        host.bind_mw(&mw, &mut host_bind).map_err(|errno| {
+        let mut host_bind =
+            ibv_mw_bind { wr_id: name, send_flags: SEND_SIGNALED, bind_info: bound.info(bind) };
+        host.bind_mw(&bound.mw, &mut host_bind).map_err(|errno| {
             self.send.take_back(name);
             self.refuse(errno)
         })?;
-        Ok(RKey(mw.rkey()))
+        Ok(mw.bound(bound.mw.rkey()))
     }
 
     fn attach_mcast(&self, _cx: &MaySleep, gid: &Gid, lid: u16) -> Result<()> {

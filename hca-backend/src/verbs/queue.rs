@@ -50,7 +50,7 @@ pub(crate) struct Request {
     pub(crate) ticket: u32,
     /// `WrOpcode`, of a send request.
     pub(crate) opcode: u8,
-    /// It makes no sense: in its place the HCA has one that must fail.
+    /// It makes no sense: in its place the HCA has one that must fail. A bind then fails as a bind.
     pub(crate) malformed: bool,
 }
 

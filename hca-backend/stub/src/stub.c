@@ -29,13 +29,14 @@ enum { WR_WRITE, WR_WRITE_IMM, WR_SEND, WR_SEND_IMM, WR_READ, WR_CMP_SWP, WR_FET
 enum { OK = 0, LOC_LEN = 1, LOC_QP_OP = 2, LOC_PROT = 4, FLUSH = 5, MW_BIND_ERR = 6, REM_INV_REQ = 9, REM_ACCESS = 10, REM_OP = 11, RETRY_EXC = 12, RNR_EXC = 13 };
 enum { F_FENCE = 1, F_SIGNALED = 2, F_SOLICITED = 4, F_INLINE = 8 };
 enum { A_LOCAL_WRITE = 1, A_REMOTE_WRITE = 2, A_REMOTE_READ = 4, A_REMOTE_ATOMIC = 8, A_MW_BIND = 16, A_ZERO_BASED = 32 };
-enum { EV_CQ_ERR = 0, EV_QP_ACCESS_ERR = 3, EV_SQ_DRAINED = 5, EV_DEVICE_FATAL = 8, EV_SRQ_LIMIT = 15, EV_LAST_WQE = 16 };
+enum { EV_CQ_ERR = 0, EV_QP_REQ_ERR = 2, EV_QP_ACCESS_ERR = 3, EV_COMM_EST = 4, EV_SQ_DRAINED = 5, EV_DEVICE_FATAL = 8, EV_SRQ_LIMIT = 15, EV_LAST_WQE = 16 };
 
 #define MAX_KEYS 65536
 #define MAX_QPS 65536
 #define FIRST_QPN 0x100
 #define MAX_SGE 32
 #define MAX_INLINE 1024
+#define MAX_MSG (1u << 31)
 #define MAX_WR 16384
 #define MAX_CQE 32767
 #define GIDS 4
@@ -109,7 +110,7 @@ struct qp {
 	struct ibv_qp base;
 	struct ibv_qp_attr attr;
 	struct ibv_qp_cap cap;
-	bool sig_all, waiting;
+	bool sig_all, waiting, established;
 	struct send *sq;
 	uint32_t head, tail;
 	struct rq rq;
@@ -489,7 +490,14 @@ static void unbind(struct key *w)
 static int bind(struct qp *qp, struct key *w, uint32_t rkey, const struct ibv_mw_bind_info *b)
 {
 	struct key *mr = (struct key *)b->mr;
+	unsigned int stores = A_REMOTE_WRITE | A_REMOTE_ATOMIC;
 
+	if (w->mw.pd != qp->base.pd)
+		return MW_BIND_ERR;
+	if (w->mw.type == 2 ? w->of || !b->length : !!(b->mw_access_flags & A_ZERO_BASED))
+		return MW_BIND_ERR;
+	if (b->length && b->mw_access_flags & stores && !(mr->access & A_LOCAL_WRITE))
+		return MW_BIND_ERR;
 	if (b->length && (!(mr->access & A_MW_BIND) || mr->mr.pd != w->mw.pd || b->addr < mr->iova ||
 			  b->addr - mr->iova > mr->len || b->length > mr->len - (b->addr - mr->iova)))
 		return MW_BIND_ERR;
@@ -625,10 +633,13 @@ static uint8_t *piece(struct cursor *c, uint64_t *len)
 static int check(struct ibv_pd *pd, const struct ibv_sge *sges, int num, unsigned int need, uint64_t *total)
 {
 	*total = 0;
+	for (int n = 0; n < num; n++)
+		*total += sges[n].length;
+	if (*total > MAX_MSG)
+		return LOC_LEN;
 	for (int n = 0; n < num; n++) {
 		if (sges[n].length && !reach(pd, NULL, sges[n].lkey, sges[n].addr, sges[n].length, need))
 			return LOC_PROT;
-		*total += sges[n].length;
 	}
 	return OK;
 }
@@ -752,6 +763,7 @@ static int deliver(struct qp *qp, struct send *s, struct qp *peer, uint64_t tota
 /* A right that the QP does not give, or an atomic operation that is not aligned. */
 static int invalid(struct qp *peer)
 {
+	tell((struct context *)peer->base.context, EV_QP_REQ_ERR, peer);
 	to_error(peer);
 	return REM_INV_REQ;
 }
@@ -761,6 +773,15 @@ static int refuse(struct qp *peer)
 	tell((struct context *)peer->base.context, EV_QP_ACCESS_ERR, peer);
 	to_error(peer);
 	return REM_ACCESS;
+}
+
+/* A message comes to a QP that is not in RTS yet: it is told once in its life. */
+static void established(struct qp *peer)
+{
+	if (peer->base.state == RTR && !peer->established) {
+		peer->established = true;
+		tell((struct context *)peer->base.context, EV_COMM_EST, peer);
+	}
 }
 
 /* The status of a request; -1 if it has to wait. */
@@ -816,6 +837,7 @@ static int execute(struct qp *qp, struct send *s)
 		return reliable ? RETRY_EXC : OK;
 	if (!reliable && reads)
 		return LOC_QP_OP;
+	established(peer);
 	if (s->wr.opcode == WR_WRITE || s->wr.opcode == WR_WRITE_IMM || s->wr.opcode == WR_READ) {
 		bool write = s->wr.opcode != WR_READ;
 		unsigned int need = write ? A_REMOTE_WRITE : A_REMOTE_READ;
@@ -1100,7 +1122,7 @@ int ibv_query_port(struct ibv_context *c, uint8_t port, struct ibv_port_attr *a)
 	a->max_mtu = 5;
 	a->active_mtu = 5;
 	a->gid_tbl_len = GIDS;
-	a->max_msg_sz = 1u << 31;
+	a->max_msg_sz = MAX_MSG;
 	a->pkey_tbl_len = 1;
 	a->active_width = 2;
 	a->active_speed = 32;
@@ -1365,6 +1387,7 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *a, int mask)
 	} else if (mask & 1) {
 		qp->base.state = qp->attr.qp_state = a->qp_state;
 		if (a->qp_state == RESET) {
+			qp->established = false;
 			if (qp->waiting)
 				waiting--;
 			qp->waiting = false;

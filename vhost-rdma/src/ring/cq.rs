@@ -119,10 +119,15 @@ impl CqRing {
 
     #[cold]
     fn overflow(&self) -> Result<(), Overflow> {
+        self.mark_overflowed();
+        Err(Overflow)
+    }
+
+    /// Tells the driver that the CQ has overflowed.
+    pub fn mark_overflowed(&self) {
         if let Some(state) = self.memory.atomic_u32(STATE) {
             state.store(CQ_STATE_OVERFLOW.to_le(), Ordering::Release);
         }
-        Err(Overflow)
     }
 
     /// Writes slot `n`, its last word last.

@@ -42,6 +42,15 @@ pub const LONG: Duration = Duration::from_secs(60);
 /// In which nothing is expected to happen.
 pub const SHORT: Duration = Duration::from_millis(150);
 
+/// Whether the HCA is the soft one. If not, says why the test is not about others.
+pub fn soft_alone(why: &str) -> bool {
+    let soft = crate::hca() == vhost_rdma::HcaSpec::default();
+    if !soft {
+        eprintln!("not over this HCA: {why}");
+    }
+    soft
+}
+
 /// A daemon with its sockets in a folder of its own. It lives in a thread, which holds the token that
 /// lets it sleep.
 pub struct TestDaemon {

@@ -36,10 +36,6 @@ object!(
     HostPd, ibv_pd, dealloc_pd {}
 );
 object!(
-    /// A memory region.
-    HostMr, ibv_mr, dereg_mr { pd: Arc<HostPd> }
-);
-object!(
     /// A completion channel, whose descriptor does not block.
     HostChannel, ibv_comp_channel, destroy_comp_channel {}
 );
@@ -89,7 +85,7 @@ impl HostPd {
             (self.host.lib.reg_mr_iova)(self.at.as_ptr(), addr.cast(), len, iova, access as c_int)
         };
         let at = NonNull::new(at).ok_or_else(last_errno)?;
-        Ok(HostMr { at, pd: self.clone(), host: self.host.clone() })
+        Ok(HostMr { at, live: true, _pd: self.clone(), host: self.host.clone() })
     }
 
     pub(crate) fn create_ah(self: &Arc<Self>, attr: &ibv_ah_attr) -> Result<HostAh> {
@@ -158,7 +154,53 @@ pub(crate) struct HostQpSpec {
     pub(crate) number: usize,
 }
 
+/// A memory region.
+pub(crate) struct HostMr {
+    at: NonNull<ibv_mr>,
+    live: bool,
+    _pd: Arc<HostPd>,
+    host: Arc<Host>,
+}
+
+// SAFETY: as for `Host`.
+unsafe impl Send for HostMr {}
+// SAFETY: as above.
+unsafe impl Sync for HostMr {}
+
+impl Drop for HostMr {
+    fn drop(&mut self) {
+        let errno = self.dereg();
+        if errno != 0 {
+            log::warn!("{}: dereg_mr: errno {errno}", self.host.name);
+        }
+    }
+}
+
 impl HostMr {
+    /// Ends it, unless it has ended; 0, or an errno. With a dead device it has.
+    fn dereg(&mut self) -> i32 {
+        if !std::mem::take(&mut self.live) {
+            return 0;
+        }
+        // SAFETY: the MR is this value's, and it has not been ended.
+        let errno = errno_of(unsafe { (self.host.lib.dereg_mr)(self.at.as_ptr()) });
+        if self.host.is_dead() { 0 } else { errno }
+    }
+
+    /// Ends it now.
+    ///
+    /// # Errors
+    /// The MR, and the errno: a window is bound to it.
+    pub(crate) fn end(mut self) -> std::result::Result<(), (Self, i32)> {
+        match self.dereg() {
+            0 => Ok(()),
+            errno => {
+                self.live = true;
+                Err((self, errno))
+            }
+        }
+    }
+
     pub(crate) fn lkey(&self) -> u32 {
         // SAFETY: alive until `drop`, and its members never change.
         unsafe { self.at.as_ref().lkey }

@@ -52,6 +52,26 @@ impl Qp {
         })
     }
 
+    /// Posts a bind at once. One that makes no sense, or that the HCA refuses, fails in its turn.
+    pub(super) fn post_bind(
+        &self,
+        request: Request,
+        wr: &mut ibv_send_wr,
+        bind: &MwBind,
+    ) -> Result<()> {
+        let mut sges = [ibv_sge::default(); HOST_SGE];
+        if let Ok(_bound) = resolve_bind(&self.pd, wr, bind) {
+            match self.post_now(request, wr, &mut sges, 0) {
+                Err(e) if !matches!(e, Error::QueueFull | Error::Gone) => {
+                    log::debug!("QP {}: the HCA refuses a bind: {e}", self.qpn);
+                }
+                posted => return posted,
+            }
+        }
+        let mut wr = self.poison(&mut sges);
+        self.post_now(Request { malformed: true, ..request }, &mut wr, &mut sges, 1)
+    }
+
     /// Posts as many requests as go into one post, at once; how many, and why not the next.
     pub(super) fn post_burst(
         &self,
@@ -68,8 +88,8 @@ impl Qp {
         let host = self.fast.lock();
         let Some(host) = host.as_ref() else { return (0, Some(Error::Gone)) };
         for (wr, place) in wrs.iter().zip(&mut chain) {
-            // A bind holds on to its objects: it goes alone.
-            if free.len() < HOST_SGE || (matches!(wr.data, SendData::Bind(_)) && count > 0) {
+            // A bind holds on to its objects during its post: it goes alone.
+            if free.len() < HOST_SGE || matches!(wr.data, SendData::Bind(_)) {
                 break;
             }
             let request = Request {
@@ -112,17 +132,6 @@ impl Qp {
                 ..prepared.wr
             };
             count += 1;
-            if let Some(bound) = prepared._bound {
-                let posted = host.post_send(std::slice::from_mut(place));
-                drop(bound);
-                return match posted {
-                    Ok(()) => (1, None),
-                    Err((_, errno)) => {
-                        self.send.take_back(name);
-                        (0, Some(self.refuse(errno)))
-                    }
-                };
-            }
         }
         if count > 0
             && let Err((taken, errno)) = host.post_send(&mut chain[..count])
@@ -186,10 +195,12 @@ impl Qp {
         while !held.is_empty() {
             let count = held.len().min(CHAIN);
             let mut chain = [empty_wr(); CHAIN];
+            let mut bound = Vec::new();
             for (wr, staged) in chain.iter_mut().zip(held.iter_mut()) {
-                *wr = self.chained(cx, staged);
+                *wr = self.chained(cx, staged, &mut bound);
             }
             let result = host.post_send(&mut chain[..count]);
+            drop(bound);
             let (taken, errno) = match result {
                 Ok(()) => (count, 0),
                 Err(refused) => refused,
@@ -217,19 +228,26 @@ impl Qp {
         }
     }
 
-    /// A staged request, ready for the chain.
-    fn chained(&self, cx: &MaySleep, staged: &mut Staged) -> ibv_send_wr {
+    /// A staged request, ready for the chain; `bound` keeps what it names during the post.
+    fn chained(&self, cx: &MaySleep, staged: &mut Staged, bound: &mut Vec<Bound>) -> ibv_send_wr {
         if let Some(path) = &staged.prepared.path {
             path.make(cx);
         }
         let Staged { prepared, sges, inline } = staged;
         let name = prepared.wr.wr_id;
-        let resolved = resolve(prepared, None);
-        if !matches!(resolved, Some(Ok(()))) {
+        let mut resolved = matches!(resolve(prepared, None), Some(Ok(())));
+        if let Some(bind) = &prepared.bind {
+            match resolve_bind(&self.pd, &mut prepared.wr, bind) {
+                Ok(named) => bound.push(named),
+                Err(_) => resolved = false,
+            }
+        }
+        if !resolved {
             self.send.mark_malformed(name);
             prepared.wr = ibv_send_wr { wr_id: name, ..self.poison(sges) };
             prepared.num_sge = 1;
             prepared.path = None;
+            prepared.bind = None;
         }
         if prepared.wr.send_flags & SEND_INLINE != 0 {
             sges[0] =
