@@ -1,136 +1,250 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-# Guests inside of a guest, which is their host: the daemon is in guest 0, the VMs 1 and 2 are in it.
-# perftest and the verifier between these two; then the daemon is killed, and they go again. Arguments:
-# the HCA, `soft` or `verbs` (rxe of the host); how often rxe is removed and added after that; `long` for
-# more programs.
+# Guests inside of a guest, which is their host: the daemon is in guest 0, with `soft` or with `verbs`,
+# rxe of that host, as its HCA (the first argument). Then steps:
+#   programs  perftest and the verifier between the first guest inside and: rxe of its host, another
+#             guest inside, rxe of another host, as far as there are such
+#   replug=N  rxe goes and comes N times under load (`verbs` only)
+#   kill      the daemon dies under load, and another one takes its place
+#   long      for the steps that follow: more programs, longer messages
 set -euo pipefail
 source ./rdma.sh
 
-SERVER=1 CLIENT=2 PAIR_SECONDS=300
 hca=$1
-replugs=$2
-long=${3:-}
-# Of the longest message that is checked; a layer more of emulation makes many small steps long.
-length=3000
-[[ $long != long ]] || length=20000
+shift
+readonly FIRST=$HOST_COUNT
+PAIR_SECONDS=300
+programs=(ib_write_bw)
+# Two layers of emulation take their time for each of the verifier's messages.
+checks=(--max-length 3000 --every 20)
+
+partners=()
+[[ $hca != verbs ]] || partners+=(0)
+((FIRST + 1 >= GUEST_COUNT)) || partners+=($((FIRST + 1)))
+[[ $hca != verbs ]] || ((HOST_COUNT == 1)) || partners+=(1)
+
+# On level 1 rxe.
+device=${RDMA_DEVICE:-rxe0}
+# Guests inside use two addresses for RDMA: that of their network is unknown outside, and the daemon
+# renames it to their host's; this one their host has too, so that all may use it who know no names.
+known() { echo "10.78.0.$(($1 + 1))"; }
+# How many devices this guest has had.
+devices=1
+
+say() { echo "$(cut -d ' ' -f 1 /proc/uptime) s: $*"; }
+
+fail() {
+    echo "$*"
+    if [[ ! -e daemon.log ]]; then dmesg | tail -n 20; else show_logs; fi
+    exit 1
+}
+
+# until_true SECONDS WHAT COMMAND…
+until_true() {
+    local tries=$(($1 * 5)) what=$2 try
+    shift 2
+    for ((try = 0; try < tries; try++)); do
+        if "$@" 2> /dev/null; then return 0; fi
+        sleep 0.2
+    done
+    fail "$what"
+}
 
 boot_daemon() {
     if [[ $hca == verbs ]]; then start_daemon --hca verbs:rxe0,gids=/root/gids; else start_daemon; fi
 }
 
-if [[ $GUEST_LEVEL == 1 ]]; then
+link_rxe() {
+    rdma link add rxe0 type rxe netdev eth0
+    wait_gid rxe0 "$(known "$GUEST_INDEX")"
+}
+
+boot() {
+    ip address add "$(known "$GUEST_INDEX")/24" dev eth0
+    if [[ $GUEST_LEVEL == 2 ]]; then
+        wait_gid "$device" "$(known "$GUEST_INDEX")"
+        lab-barrier up
+        return
+    fi
     source ./nested-host.sh
+    modprobe -q rdma_rxe || true
+    [[ $hca != verbs ]] || link_rxe
+    if [[ $GUEST_INDEX != 0 ]]; then
+        lab-barrier up
+        return
+    fi
+    local index address
+    say "begin"
     host_needs
     host_network
-    if [[ $hca == verbs ]]; then
-        modprobe rdma_rxe
-        rdma link add rxe0 type rxe netdev br0
-        wait_gid rxe0
-        # On the wire both guests are their host; QPNs are the HCA's, so they don't meet.
-        printf '0 %s %s\n' "$ADDR_1" "$ADDR_0" "$ADDR_2" "$ADDR_0" > gids
-    fi
+    # On the wire all guests inside are their host; QPNs are the HCA's, so they don't meet.
+    for ((index = FIRST; index < GUEST_COUNT; index++)); do
+        address=ADDR_$index
+        echo "0 ${!address} $ADDR_0" >> gids
+        ip address add "$(known "$index")/24" dev eth0
+    done
     boot_daemon
-    start_inner 1
-    start_inner 2
+    say "the daemon runs"
+    for ((index = FIRST; index < GUEST_COUNT; index++)); do start_inner "$index"; done
     watch_inner 380
-else
-    lab-barrier up
-fi
+    say "the guests inside are up"
+}
 
-# Each takes its time: two layers of emulation.
-perftests() {
-    local device=$1 index=0 program programs=(ib_write_bw)
-    [[ $long != long ]] || programs+=(ib_read_bw ib_send_bw ib_write_lat ib_send_lat)
-    [[ $GUEST_LEVEL == 1 ]] || index=$(gid_index "$device")
-    for program in "${programs[@]}"; do
-        pair "$program" $program -F -d "$device" -x "$index" -n 100 -s 4096 \
-            || { cat /tmp/output; exit 1; }
-        [[ $GUEST_INDEX != "$CLIENT" ]] || grep -E '^ *4096 ' /tmp/output | sed "s/^/$program: /"
+takes_part() { [[ $GUEST_INDEX == "$SERVER" || $GUEST_INDEX == "$CLIENT" ]]; }
+
+# my_gid: the index of that which this guest uses between $SERVER and $CLIENT.
+my_gid() {
+    if ((SERVER < HOST_COUNT)); then gid_index "$device" "$(known "$GUEST_INDEX")"; else gid_index "$device"; fi
+}
+
+# verify: between $SERVER and $CLIENT.
+verify() {
+    takes_part || return 0
+    local address=ADDR_$SERVER peer=()
+    [[ $GUEST_INDEX == "$SERVER" ]] || peer=("${!address}")
+    verifier --device "$device" --gid-index "$(my_gid)" "${checks[@]}" "$@" "${peer[@]}"
+}
+
+programs() {
+    local program index=0
+    CLIENT=$FIRST
+    for SERVER in "${partners[@]}"; do
+        ! takes_part || index=$(my_gid)
+        for program in "${programs[@]}"; do
+            pair "$program-$SERVER" $program -F -d "$device" -x "$index" -n 100 -s 4096 \
+                || fail "$program with guest $SERVER: $(cat /tmp/output)"
+            [[ $GUEST_INDEX != "$CLIENT" ]] \
+                || grep -E '^ *4096 ' /tmp/output | sed "s/^/$program with guest $SERVER: /"
+        done
+        verify
+        verify --events --port 18601
+        lab-barrier "verified-$SERVER"
+        [[ $GUEST_INDEX != 0 ]] || say "the first guest inside and guest $SERVER: done"
     done
 }
 
-# verify DEVICE [ARGUMENT…]
-verify() {
-    [[ $GUEST_LEVEL == 2 ]] || return 0
-    local device=$1 peer=()
-    shift
-    [[ $GUEST_INDEX == "$SERVER" ]] || peer=("$ADDR_1")
-    verifier --device "$device" --max-length "$length" "$@" "${peer[@]}"
+# load: perftest without an end between $SERVER and $CLIENT, until something is on its way. Guests
+# inside listen to what their device says.
+load() {
+    local address=ADDR_$SERVER
+    load='' watch=''
+    if [[ $GUEST_LEVEL == 2 ]]; then
+        stdbuf -oL ibv_asyncwatch -d "$device" > watch.log 2>&1 &
+        watch=$!
+        until_true 60 "nobody watches" test -s watch.log
+    fi
+    if takes_part; then
+        local command=(ib_write_bw -F -d "$device" -x "$(my_gid)" -p 18515 --run_infinitely -s 4096)
+        if [[ $GUEST_INDEX == "$SERVER" ]]; then
+            "${command[@]}" > load.log 2>&1 &
+            load=$!
+            wait_listening $load || fail "the load does not start: $(cat load.log)"
+        fi
+    fi
+    lab-barrier listening
+    if [[ $GUEST_INDEX == "$CLIENT" ]]; then
+        "${command[@]}" "${!address}" > load.log 2>&1 &
+        load=$!
+        local before
+        before=$(counter "$device" send_wqes)
+        more() { (($(counter "$device" send_wqes) > before + 100)); }
+        until_true 90 "there is no load: $(cat load.log)" more
+    fi
+    lab-barrier loaded
+}
+
+# shellcheck disable=SC2086 # there may be one, or none
+unload() {
+    [[ -n $load$watch ]] || return 0
+    kill -9 $load $watch 2> /dev/null || true
+    wait $load $watch 2> /dev/null || true
+    load='' watch=''
 }
 
 generations() { dmesg | grep -c 'HCA generation'; }
 
-# device_after N: waits for the device that was registered as the Nth.
-device_after() {
+# next_device: in a guest inside, programs hear that the device has gone, and there is one more than
+# there has been.
+next_device() {
+    until_true 120 "nobody was told that the device failed" grep -q DEVICE_FATAL watch.log
+    unload
+    devices=$((devices + 1))
     local try
     for ((try = 0; try < 600; try++)); do
-        if (($(generations) >= $1)) && RDMA_DEVICE=$(ls /sys/class/infiniband) && [[ -n $RDMA_DEVICE ]]; then
-            wait_gid "$RDMA_DEVICE"
+        if (($(generations) >= devices)) && device=$(ls /sys/class/infiniband) && [[ -n $device ]]; then
+            wait_gid "$device" "$(known "$GUEST_INDEX")"
             return
         fi
         sleep 0.5
     done
-    echo "the device does not come back"
-    dmesg | tail -n 20
-    return 1
+    fail "the device does not come back"
 }
 
-perftests "${RDMA_DEVICE:-none}"
-verify "${RDMA_DEVICE:-none}"
-[[ $long != long ]] || verify "${RDMA_DEVICE:-none}" --events --port 18601
-lab-barrier measured
-# The daemon dies without a word, and another one takes its place.
-if [[ $GUEST_LEVEL == 1 ]]; then
-    kill -9 $daemon
-    wait $daemon || true
-    boot_daemon
-    ctl device list
-    echo "the daemon was killed and started again"
-else
-    # It finds QPs that it knows nothing of, so the device goes and comes.
-    device_after 2
-fi
-lab-barrier back
-verify "${RDMA_DEVICE:-none}"
-lab-barrier verified
+# Partners as for the load: the host's rxe where there is one.
+load_partners() {
+    CLIENT=$FIRST
+    SERVER=${partners[0]}
+}
 
-# The HCA goes while the guests use it, and comes back.
-for ((round = 1; round <= replugs; round++)); do
-    if [[ $GUEST_LEVEL == 1 ]]; then
-        lab-barrier listening
-        lab-barrier loaded
-        # The kernel waits until the daemon has let go of the device.
-        timeout 60 rdma link delete rxe0 || { echo "rxe0 does not go"; tail -n 20 daemon.log; exit 1; }
-        ctl hca list
-        lab-barrier gone
-        rdma link add rxe0 type rxe netdev br0
-    else
-        index=$(gid_index "$RDMA_DEVICE")
-        load=(ib_write_bw -F -d "$RDMA_DEVICE" -x "$index" -p 18515 --run_infinitely -s 4096)
-        if [[ $GUEST_INDEX == "$SERVER" ]]; then
-            "${load[@]}" > load.log 2>&1 &
-            load=$!
-            wait_listening $load
-            lab-barrier listening
+replug() {
+    local round
+    load_partners
+    for ((round = 1; round <= $1; round++)); do
+        load
+        if [[ $GUEST_INDEX == 0 ]]; then
+            # The kernel waits until all have let go of the device: the daemon, and the load.
+            timeout 60 rdma link delete rxe0 &
+            local deletion=$!
+            unload
+            wait $deletion || { echo "rxe0 does not go"; show_logs; exit 1; }
+            ctl hca list
+            lab-barrier gone
+            link_rxe
         else
-            lab-barrier listening
-            "${load[@]}" "$ADDR_1" > load.log 2>&1 &
-            load=$!
+            lab-barrier gone
+            [[ $GUEST_LEVEL == 2 ]] || unload
         fi
-        for ((try = 0; try < 60; try++)); do
-            (($(counter "$RDMA_DEVICE" send_wqes) + $(counter "$RDMA_DEVICE" rx_bytes) < 1000)) || break
-            sleep 0.5
-        done
-        lab-barrier loaded
-        lab-barrier gone
-        kill -9 $load 2> /dev/null || true
-        wait $load 2> /dev/null || true
-        device_after $((round + 2))
+        [[ $GUEST_LEVEL == 1 ]] || next_device
+        lab-barrier back
+        verify
+        lab-barrier verified
+        [[ $GUEST_INDEX != 0 ]] || say "round $round: rxe0 went and came back"
+    done
+}
+
+kill_daemon() {
+    load_partners
+    load
+    if [[ $GUEST_INDEX == 0 ]]; then
+        kill -9 $daemon
+        wait $daemon 2> /dev/null || true
+        boot_daemon
+        ctl device list
     fi
-    lab-barrier "replugged"
-    verify "${RDMA_DEVICE:-none}"
-    lab-barrier "verified"
-    [[ $GUEST_LEVEL == 2 ]] || echo "round $round: rxe0 went and came back"
+    lab-barrier again
+    # The new daemon knows nothing of the QPs that it finds, so the device goes and comes.
+    [[ $GUEST_LEVEL == 1 ]] || next_device
+    unload
+    lab-barrier back
+    verify
+    lab-barrier verified
+    [[ $GUEST_INDEX != 0 ]] || say "the daemon was killed and started again"
+}
+
+boot
+for step in "$@"; do
+    case $step in
+        programs) programs ;;
+        replug=*) replug "${step#*=}" ;;
+        kill) kill_daemon ;;
+        long)
+            programs+=(ib_read_bw ib_send_bw ib_write_lat ib_send_lat)
+            checks=(--max-length 20000)
+            ;;
+        *) fail "unknown step $step" ;;
+    esac
 done
-[[ $GUEST_LEVEL == 2 ]] || end_inner
+if [[ $GUEST_LEVEL == 1 ]] && dmesg | grep -E 'BUG:|Oops|general protection|hung_task'; then
+    fail "the host's kernel complains"
+fi
+[[ $GUEST_LEVEL == 2 || $GUEST_INDEX != 0 ]] || end_inner

@@ -8,13 +8,16 @@ trap 'echo "$0 line $LINENO failed: $BASH_COMMAND"' ERR
 # Where servers listen: ibv_rc_pingpong and perftest have the same default.
 readonly RDMA_PORT_HEX=4853
 
-# gid_index DEVICE: the first RoCEv2 GID made of an IPv4 address.
+# gid_index DEVICE [ADDRESS]: the first RoCEv2 GID made of an IPv4 address, or of this one.
 gid_index() {
-    local port=/sys/class/infiniband/$1/ports/1 index gid kind
+    local port=/sys/class/infiniband/$1/ports/1 index gid kind wanted='????:????'
+    # shellcheck disable=SC2046,SC2086 # these are four words
+    [[ -z ${2:-} ]] || wanted=$(printf '%02x%02x:%02x%02x' ${2//./ })
     for ((index = 0; index < 256; index++)); do
         gid='' kind=''
         read -r gid 2>/dev/null < "$port/gids/$index" || return 1
-        [[ $gid == 0000:0000:0000:0000:0000:ffff:* ]] || continue
+        # shellcheck disable=SC2053 # this is a pattern
+        [[ $gid == 0000:0000:0000:0000:0000:ffff:$wanted ]] || continue
         read -r kind 2>/dev/null < "$port/gid_attrs/types/$index" || continue
         if [[ $kind == "RoCE v2" ]]; then
             echo "$index"
@@ -24,14 +27,14 @@ gid_index() {
     return 1
 }
 
-# wait_gid DEVICE: waits until that GID is there, for 30 seconds at most.
+# wait_gid DEVICE [ADDRESS]: waits until that GID is there, for 30 seconds at most.
 wait_gid() {
     local try
     for ((try = 0; try < 300; try++)); do
-        gid_index "$1" > /dev/null && return 0
+        gid_index "$@" > /dev/null && return 0
         sleep 0.1
     done
-    echo "$1 got no GID" >&2
+    echo "$1 got no GID ${2:-}" >&2
     return 1
 }
 

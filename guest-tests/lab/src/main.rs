@@ -70,7 +70,7 @@ fn run(arguments: &RunArguments) -> Result<bool> {
     let parts =
         Parts::prepare(&open_cache()?, &arguments.guest.shape(usize::from(arguments.guests)))?;
     let mut files = arguments.files.clone();
-    files.push(programs::checkout().join("guest-tests/scripts/rdma.sh"));
+    files.extend(programs::shared_scripts());
     let job = Job { script, arguments: arguments.arguments.clone(), files };
     let outcome = parts.run(&job, Duration::from_secs(arguments.timeout), &mut print_line)?;
     for (index, status) in outcome.statuses.iter().enumerate().filter(|(_, status)| **status != 0) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guests inside of guests: the outer one (L1) is a host to the inner ones (L2), with a daemon and a
-//! QEMU of its own, and KVM on the SVM that QEMU's TCG emulates. Here: what the outer one needs for
-//! that. Its script starts daemon and inner guests (`guest-tests/scripts/nested-host.sh`).
+//! QEMU of its own. An outer one under QEMU has KVM for them, on the SVM that QEMU's TCG emulates; one of
+//! User-Mode Linux has no KVM, but runs programs at native speed, and so QEMU's TCG. Here: what the outer
+//! one needs. Its script starts daemon and inner guests (`guest-tests/scripts/nested-host.sh`).
 
 use std::fs;
 use std::io::Write;
@@ -15,36 +16,44 @@ use crate::command::{output_of, run_logged};
 use crate::kernels::Kernel;
 
 /// Memory of an inner guest in MiB.
-pub const INNER_MEMORY_MIB: u32 = 640;
+pub const INNER_MEMORY_MIB: u32 = 384;
 /// Memory of an outer guest in MiB, without that of the inner ones.
 pub const OUTER_MEMORY_MIB: u32 = 1400;
 
-/// An erofs image with QEMU, the libraries it needs, and the kernel as an ELF file, which starts
-/// without unpacking itself.
-///
-/// # Errors
-/// When it has to be made and can't be.
-pub fn image(cache: &Cache, qemu: &Path, kernel: &Kernel) -> Result<PathBuf> {
-    let key =
-        Key::of("nested 1").text(&qemu.to_string_lossy()).text(&kernel.image.to_string_lossy());
-    let place = cache.entry("nested", key, |place, log| {
-        let tree = place.join("tree");
-        for folder in ["bin", "lib", "share"] {
-            fs::create_dir_all(tree.join(folder))?;
-        }
-        fs::copy(qemu, tree.join("bin/qemu-system-x86_64"))?;
-        for library in libraries(qemu)? {
-            let name = library.file_name().unwrap_or_default();
-            fs::copy(&library, tree.join("lib").join(name))?;
-        }
-        let firmware = qemu.ancestors().nth(2).unwrap_or(qemu).join("share/qemu");
-        run_logged(Command::new("cp").arg("-rL").arg(&firmware).arg(tree.join("share")), log)?;
-        let packed = fs::read(&kernel.image).context("reading the kernel")?;
-        fs::write(tree.join("vmlinux"), unpack_kernel(&packed)?)?;
-        run_logged(Command::new("mkfs.erofs").arg(place.join("nested.erofs")).arg(&tree), log)?;
-        Ok(fs::remove_dir_all(&tree)?)
-    })?;
-    Ok(place.join("nested.erofs"))
+/// QEMU, the libraries it needs, and the kernel as an ELF file, which starts without unpacking itself.
+pub struct Nested {
+    /// A tree with them.
+    pub tree: PathBuf,
+    /// The same as an erofs image.
+    pub image: PathBuf,
+}
+
+impl Nested {
+    /// Finds it in the cache, or makes it.
+    ///
+    /// # Errors
+    /// When it has to be made and can't be.
+    pub fn make(cache: &Cache, qemu: &Path, kernel: &Kernel) -> Result<Self> {
+        let key =
+            Key::of("nested 2").text(&qemu.to_string_lossy()).text(&kernel.image.to_string_lossy());
+        let place = cache.entry("nested", key, |place, log| {
+            let tree = place.join("tree");
+            for folder in ["bin", "lib", "share"] {
+                fs::create_dir_all(tree.join(folder))?;
+            }
+            fs::copy(qemu, tree.join("bin/qemu-system-x86_64"))?;
+            for library in libraries(qemu)? {
+                let name = library.file_name().unwrap_or_default();
+                fs::copy(&library, tree.join("lib").join(name))?;
+            }
+            let firmware = qemu.ancestors().nth(2).unwrap_or(qemu).join("share/qemu");
+            run_logged(Command::new("cp").arg("-rL").arg(&firmware).arg(tree.join("share")), log)?;
+            let packed = fs::read(&kernel.image).context("reading the kernel")?;
+            fs::write(tree.join("vmlinux"), unpack_kernel(&packed)?)?;
+            run_logged(Command::new("mkfs.erofs").arg(place.join("nested.erofs")).arg(&tree), log)
+        })?;
+        Ok(Self { tree: place.join("tree"), image: place.join("nested.erofs") })
+    }
 }
 
 /// What a program is linked with, but for the C library, which the guest has, and newer.

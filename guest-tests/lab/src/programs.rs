@@ -21,6 +21,12 @@ pub fn checkout() -> &'static Path {
     here.ancestors().nth(2).unwrap_or(here)
 }
 
+/// Functions that scripts in guests share.
+pub fn shared_scripts() -> Vec<PathBuf> {
+    let folder = checkout().join("guest-tests/scripts");
+    ["rdma.sh", "nested-host.sh"].map(|name| folder.join(name)).into()
+}
+
 /// Cargo, as the one that runs the lab.
 pub fn cargo() -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::{Engine, Job, Parts};
-use crate::guest::{qemu, ramdisk, uml};
+use crate::guest::{Kind, qemu, ramdisk, uml};
 use crate::{nested, network};
 
 impl Parts {
@@ -46,7 +46,13 @@ impl Parts {
         set("rdma", if has_device { "yes" } else { "no" }.to_owned());
         set("env.GUEST_INDEX", index.to_string());
         set("env.GUEST_COUNT", count.to_string());
-        set("env.GUEST_KIND", self.shape.kind.to_string());
+        let kernel = match (&self.engine, &self.inner) {
+            (_, Some((kernel, _))) if self.shape.is_inner(index) => Some(kernel),
+            (Engine::Qemu { kernel, .. }, _) => Some(kernel),
+            (Engine::Uml { .. }, _) => None,
+        };
+        let kind = if kernel.is_some() { Kind::Qemu } else { Kind::Uml };
+        set("env.GUEST_KIND", kind.to_string());
         set("env.ADDR", network::address(index));
         let others = (1..count).map(|step| network::address((index + step) % count));
         set("env.PEER_ADDRS", others.collect::<Vec<_>>().join(" "));
@@ -54,17 +60,22 @@ impl Parts {
         for other in 0..count {
             set(&format!("env.ADDR_{other}"), network::address(other));
         }
-        if self.shape.hosts > 0 {
+        if let Some((kernel, nested)) = &self.inner {
+            set("env.HOST_COUNT", self.shape.hosts.to_string());
             set("env.GUEST_LEVEL", if self.shape.is_inner(index) { "2" } else { "1" }.to_owned());
             set("env.INNER_MEMORY_MIB", nested::INNER_MEMORY_MIB.to_string());
             set("env.INNER_KERNEL_ARGUMENTS", qemu::kernel_arguments(false));
+            // On this host; a host that can mount parts of it needs no disks.
+            set("env.NESTED_TREE", nested.tree.display().to_string());
+            set("env.INNER_ROOT", self.root.image.display().to_string());
+            set("env.INNER_MODULES", kernel.modules_image.display().to_string());
             for other in self.shape.hosts..count {
                 set(&format!("env.MAC_{other}"), network::mac_text(network::mac(other)));
             }
         }
         let mut boot_modules = Vec::new();
-        match &self.engine {
-            Engine::Qemu { kernel, .. } => {
+        match kernel {
+            Some(kernel) => {
                 for optional in qemu::OPTIONAL_BOOT_MODULES {
                     boot_modules.extend(kernel.modules_in_order(&[optional]).unwrap_or_default());
                 }
@@ -75,7 +86,7 @@ impl Parts {
                     set("terminal", "/dev/ttyS0".to_owned());
                 }
             }
-            Engine::Uml { .. } => {
+            None => {
                 set("root.directory", self.root.directory.display().to_string());
                 set("channel", uml::LINE.to_owned());
                 set("netdev", uml::NETDEV.to_owned());
@@ -91,7 +102,7 @@ impl Parts {
         }
         let mut files = named(job.map_or(&[][..], |job| &job.files));
         files.push((PathBuf::from("/proc/cpuinfo"), "cpuinfo".to_owned()));
-        if let Some(module) = &self.module {
+        if let Some(module) = self.module.as_ref().filter(|_| index >= self.shape.hosts) {
             files.push((module.self_test.clone(), "rdma_selftest.ko".to_owned()));
             files.push((module.hold.clone(), "rdma_hold.ko".to_owned()));
             files.push((module.hostile.clone(), "uverbs_hostile".to_owned()));

@@ -22,7 +22,7 @@ use crate::guest::{Guest, Kind, Said, Wiring, uml};
 use crate::guest_root::{GuestRoot, guest_root};
 use crate::host_side::{self, HostSide};
 use crate::kernels::{self, Kernel, Release};
-use crate::nested;
+use crate::nested::{self, Nested};
 use crate::network;
 use crate::programs::{self, Module, ModuleFor};
 use crate::progress;
@@ -65,7 +65,7 @@ pub struct Shape {
     /// Whether the RDMA device can be unplugged and plugged (QEMU only).
     pub hot_plug: bool,
     /// How many of the guests, the first ones, are hosts to the others, which run in the first one; 0:
-    /// none, all run on this host (QEMU only).
+    /// none, all run on this host. Guests inside are QEMU's.
     pub hosts: usize,
 }
 
@@ -119,10 +119,9 @@ impl Job {
     /// # Errors
     /// When it can't be read.
     pub fn of_script(name: &str) -> Result<Self> {
-        let folder = programs::checkout().join("guest-tests/scripts");
-        let script = fs::read(folder.join(name)).with_context(|| format!("reading {name}"))?;
-        let files = ["rdma.sh", "nested-host.sh"].map(|name| folder.join(name)).into();
-        Ok(Self { script, files, ..Self::default() })
+        let path = programs::checkout().join("guest-tests/scripts").join(name);
+        let script = fs::read(path).with_context(|| format!("reading {name}"))?;
+        Ok(Self { script, files: programs::shared_scripts(), ..Self::default() })
     }
 }
 
@@ -133,12 +132,12 @@ pub struct Parts {
     agent: PathBuf,
     verifier: PathBuf,
     engine: Engine,
+    /// For guests inside of others: their kernel, and what their hosts need.
+    inner: Option<(Kernel, Nested)>,
     module: Option<Module>,
     provider: Vec<(PathBuf, String)>,
     daemon: Option<PathBuf>,
     ctl: Option<PathBuf>,
-    /// What hosts of guests need.
-    nested_image: Option<PathBuf>,
 }
 
 enum Engine {
@@ -169,7 +168,7 @@ impl Parts {
     /// When something can't be built; what, and the end of the build's output, is in the message.
     pub fn prepare(cache: &Cache, shape: &Shape) -> Result<Self> {
         let root = guest_root(cache, &shape.packages)?;
-        let (engine, module_for) = match shape.kind {
+        let (engine, mut module_for) = match shape.kind {
             Kind::Qemu => {
                 let kernel = kernels::debian_kernel(cache, shape.release)?;
                 let program = programs::qemu(cache)?;
@@ -180,6 +179,13 @@ impl Parts {
                 (Engine::Uml { kernel }, ModuleFor::Uml)
             }
         };
+        let mut inner = None;
+        if shape.hosts > 0 {
+            let kernel = kernels::debian_kernel(cache, shape.release)?;
+            let nested = Nested::make(cache, &programs::qemu(cache)?, &kernel)?;
+            inner = Some((kernel, nested));
+            module_for = ModuleFor::Debian(shape.release);
+        }
         let agent = programs::agent()?;
         let verifier = programs::verifier()?;
         let (mut module, mut provider, mut daemon, mut ctl) = (None, Vec::new(), None, None);
@@ -189,25 +195,8 @@ impl Parts {
             daemon = Some(programs::daemon()?);
             ctl = Some(programs::ctl()?);
         }
-        let nested_image = match &engine {
-            Engine::Qemu { program, kernel } if shape.hosts > 0 => {
-                Some(nested::image(cache, program, kernel)?)
-            }
-            _ => None,
-        };
         let shape = shape.clone();
-        Ok(Self {
-            shape,
-            root,
-            agent,
-            verifier,
-            engine,
-            module,
-            provider,
-            daemon,
-            ctl,
-            nested_image,
-        })
+        Ok(Self { shape, root, agent, verifier, engine, inner, module, provider, daemon, ctl })
     }
 
     /// Boots the guests, runs `job` in each, and hands every line of output to `on_line` with the
@@ -327,7 +316,7 @@ impl Parts {
 
     fn boot_patience(&self) -> Duration {
         match self.shape.kind {
-            Kind::Qemu if self.shape.hosts > 0 => Duration::from_secs(400),
+            _ if self.shape.hosts > 0 => Duration::from_secs(400),
             Kind::Qemu => Duration::from_secs(150),
             Kind::Uml => Duration::from_secs(60),
         }
@@ -376,14 +365,14 @@ impl Parts {
                         processors: self.shape.processors,
                         memory_mib: self.memory_of(index),
                         vectors: self.shape.vectors,
-                        nested_image: self.nested_image.clone(),
+                        nested_image: self.inner.as_ref().map(|(_, nested)| nested.image.clone()),
                     };
                     qemu::command(&machine, kernel, &self.root, &image, index, &wiring)
                 }
                 Engine::Uml { kernel } => uml::command(
                     kernel,
                     self.shape.processors,
-                    self.shape.memory_mib,
+                    self.memory_of(index),
                     &image,
                     folder,
                     index,

@@ -41,6 +41,9 @@ pub fn command(
         None => command.args(["con0=fd:0,fd:1", "quiet", "loglevel=1"]),
     };
     command.arg(format!("ssl0=fd:{line}"));
+    for (inner, line) in &wiring.inner_lines {
+        command.arg(format!("ssl{inner}=fd:{}", line.as_raw_fd()));
+    }
     command.arg(format!("vec0:transport=fd,fd={network},mac={address},mtu={MTU}"));
     if let Some(socket) = &wiring.rdma_socket {
         command.arg(format!("virtio_uml.device={}:42", socket.display()));

@@ -86,15 +86,7 @@ pub fn tests() -> Vec<Test> {
         let shape = Shape { release, ..Shape::of_kind(Kind::Qemu) };
         tests.push(script(name.to_owned(), shape, "pingpong.sh", &[]));
     }
-    let nested = Shape { guests: 3, hosts: 1, ..Shape::of_kind(Kind::Qemu) };
-    // Two layers of emulation take minutes on a host that has other work: not for every change.
-    for (name, arguments) in [
-        ("two_guests_inside", &["soft", "0"][..]),
-        ("two_guests_inside_long", &["soft", "0", "long"]),
-    ] {
-        let name = format!("nested_{name}");
-        tests.push(script(name, nested.clone(), "nested.sh", arguments).long());
-    }
+    tests.extend(nested());
     tests.push(Test::new("lab_says_when_a_script_fails", a_failing_script));
     tests.push(Test::new("lab_breaks_a_barrier_that_nobody_can_pass", a_broken_barrier));
     tests.push(Test::new("lab_ends_guests_at_the_time_out", a_time_out));
@@ -113,6 +105,23 @@ fn by_packets() -> Vec<Test> {
             programs,
         ),
         script("vm_kernel_verbs_by_packets_uml".into(), shape, "kernel-verbs.sh", &[]),
+    ]
+}
+
+/// Guests inside of others, which are their hosts. With SVM under emulation they take minutes on a host
+/// that has other work: not for every change.
+fn nested() -> Vec<Test> {
+    let of = |name: &str, kind, hosts, inside, arguments: &[&str]| {
+        let shape = Shape { hosts, guests: hosts + inside, ..Shape::of_kind(kind) };
+        script(format!("nested_{name}_{kind}"), shape, "nested.sh", arguments)
+    };
+    let (uml, qemu) = (Kind::Uml, Kind::Qemu);
+    let all = &["verbs", "long", "programs", "replug=20", "kill"];
+    vec![
+        of("verbs_hca", uml, 1, 1, &["verbs", "programs", "replug=2", "kill"]),
+        of("verbs_hca_two_hosts_two_guests", uml, 2, 2, all).long(),
+        of("verbs_hca_two_hosts_two_guests", qemu, 2, 2, all).long(),
+        of("soft_hca_two_guests", qemu, 1, 2, &["soft", "long", "programs", "kill"]).long(),
     ]
 }
 
