@@ -72,10 +72,8 @@ cm udaddy-many "udaddy -c 4 -C 20" "udaddy -s $ADDR_0 -c 4 -C 20"
 cm cmtime "cmtime -c 5" "cmtime -s $ADDR_0 -c 5"
 cm rstream-nonblocking "rstream -S 1024 -C 100 -T n" "rstream -s $ADDR_0 -S 1024 -C 100 -T n"
 cm rstream-resolve "rstream -S 1024 -C 100 -T r" "rstream -s $ADDR_0 -S 1024 -C 100 -T r"
-if device_says 'max_mcast_grp:[[:space:]]+[1-9]'; then
-    cm mckey "mckey -m 230.1.2.3 -b $ADDR -C 10 -S 512" "mckey -m 230.1.2.3 -b $ADDR -s -C 10 -S 512" \
-        "data transfers complete"
-fi
+cm mckey "mckey -m 230.1.2.3 -b $ADDR -C 10 -S 512" "mckey -m 230.1.2.3 -b $ADDR -s -C 10 -S 512" \
+    "data transfers complete"
 cm riostream "riostream -S 4096 -C 100 -T v" "riostream -s $ADDR_0 -S 4096 -C 100 -T v"
 head -c 300000 /dev/urandom > /tmp/source
 cm rcopy "forever rcopy" "rcopy /tmp/source $ADDR_0:/tmp/copy"
