@@ -16,8 +16,8 @@ use crate::attr::{AhAttr, DeviceAttr, GidEntry, PortAttr, QpAttr, QpAttrMask, Qp
 use crate::context::MaySleep;
 use crate::error::{Error, Result};
 use crate::memory::{PageRange, UserMemory};
-use crate::types::{Access, Cqn, Gid, LKey, MwType, QpType, Qpn, RKey, Srqn};
-use crate::work::{MwBind, RecvWqe, RecvWr, SendWr, WorkCompletion};
+use crate::types::{Access, Cqn, Gid, LKey, MwType, QpType, Qpn, RKey, Srqn, WcOpcode};
+use crate::work::{MwBind, RecvWqe, RecvWr, SendWr, ShortRecv, ShortWr, WorkCompletion};
 
 mod extra;
 pub use extra::*;
@@ -236,6 +236,22 @@ pub trait CqMemory: Send + Sync {
     /// `Overflow` if there is no room: the driver puts the CQ into error and reports it.
     fn push(&self, wc: &WorkCompletion) -> std::result::Result<(), Overflow>;
 
+    /// As `push` of `WorkCompletion::sent`: what is pushed most, in registers.
+    ///
+    /// # Errors
+    /// As `push`.
+    #[inline]
+    fn push_sent(
+        &self,
+        wr_id: u64,
+        ticket: u32,
+        opcode: WcOpcode,
+        qpn: Qpn,
+        byte_len: u32,
+    ) -> std::result::Result<(), Overflow> {
+        self.push(&WorkCompletion::sent(wr_id, ticket, opcode, qpn, byte_len))
+    }
+
     /// Whether the consumer may want to hear of what was pushed: false lets a driver spare the report. To
     /// be asked after the last `push`; fences. As exclusive as `push`.
     fn is_armed(&self) -> bool {
@@ -330,6 +346,18 @@ pub trait RecvSource: Send + Sync {
     /// # Errors
     /// `MalformedWqe` if the oldest one makes no sense; it is taken out.
     fn take(&self, wqe: &mut RecvWqe) -> std::result::Result<Taken, MalformedWqe>;
+
+    /// Shows the oldest WQEs, in order, up to the first that is not there or is not of one SGE: how many
+    /// are in `to`. Takes none out. A source that never shows any is right too.
+    fn peek_short(&self, to: &mut [ShortRecv]) -> usize {
+        let _ = to;
+        0
+    }
+
+    /// Takes out some of those that the last `peek_short` showed.
+    fn advance(&self, count: usize) {
+        let _ = count;
+    }
 
     /// Whether the driver wants `QpDriver::recv_posted` when new WQEs come: while a peer waits, or in
     /// ERR. After turning it on, the driver looks once more.
@@ -434,6 +462,13 @@ pub trait QpDriver: Any + Send + Sync {
         wrs.iter()
             .enumerate()
             .try_for_each(|(taken, wr)| self.post_send(wr).map_err(|error| BadWr { taken, error }))
+    }
+
+    /// As `post_send_list`, of requests in their short form.
+    fn post_short_list(&self, wrs: &[ShortWr]) -> std::result::Result<(), BadWr> {
+        wrs.iter().enumerate().try_for_each(|(taken, wr)| {
+            self.post_send(&wr.wr()).map_err(|error| BadWr { taken, error })
+        })
     }
 
     /// Completes with an error a WR that the consumer found malformed in its ring, in order behind

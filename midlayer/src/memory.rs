@@ -12,12 +12,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 mod builder;
 mod copy;
+mod lines;
 mod on_demand;
 
 pub use on_demand::{PageRange, Paging};
 
 pub use builder::{Builder, PageBuilder};
 use copy::{Bulk, LONG, copy, copy_tail};
+pub use lines::{Lines, LinesView, Stretch};
 
 /// A range of this process's address space that holds consumer memory.
 ///
@@ -598,7 +600,7 @@ pub struct Span<'a> {
 
 impl Span<'_> {
     /// Copies as much as both hold; the last bytes become visible last. Never sleeps.
-    #[inline]
+    #[inline(always)]
     pub fn copy_from(&self, from: &Span<'_>) {
         // SAFETY: `span` found as many bytes in live mappings, which the borrows keep.
         unsafe { copy(self.at, from.at, self.len.min(from.len)) }

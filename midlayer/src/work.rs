@@ -149,6 +149,131 @@ pub struct SendWr<'a> {
     pub srqn: Option<Srqn>,
 }
 
+/// Bytes of inline data that a `ShortWr` holds.
+pub const SHORT_INLINE: usize = 32;
+
+/// A send work request of the commonest forms: RDMA WRITE, RDMA READ or SEND, of one SGE or few inline
+/// bytes, on a connection. Holds what it is made of. The members are those of `SendWr`.
+#[derive(Clone, Copy, Debug)]
+pub struct ShortWr {
+    /// See `SendWr`.
+    pub wr_id: u64,
+    /// See `SendWr`.
+    pub remote_addr: u64,
+    /// See `SendWr`.
+    pub rkey: RKey,
+    /// See `SendWr`.
+    pub ticket: u32,
+    /// See `SendWr`.
+    pub imm: u32,
+    /// See `SendWr`; one that `is_short` allows.
+    pub opcode: WrOpcode,
+    /// See `SendWr`.
+    pub flags: SendFlags,
+    /// The data to send, or the place for what is read.
+    pub data: ShortData,
+}
+
+/// Where the data of a `ShortWr` is.
+#[derive(Clone, Copy, Debug)]
+pub enum ShortData {
+    /// In memory that an MR covers.
+    Sge(Sge),
+    /// Here: bytes, and how many of them count.
+    Inline([u8; SHORT_INLINE], u8),
+}
+
+impl ShortData {
+    /// Bytes.
+    #[inline]
+    pub fn len(&self) -> u32 {
+        match self {
+            Self::Sge(sge) => sge.length,
+            Self::Inline(_, len) => (*len).into(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl ShortWr {
+    /// One that does nothing, to be overwritten.
+    pub const NOTHING: Self = Self {
+        wr_id: 0,
+        remote_addr: 0,
+        rkey: RKey(0),
+        ticket: 0,
+        imm: 0,
+        opcode: WrOpcode::RdmaWrite,
+        flags: SendFlags(0),
+        data: ShortData::Inline([0; SHORT_INLINE], 0),
+    };
+
+    /// Whether a request with this opcode may be a short one.
+    #[inline]
+    pub fn is_short(opcode: WrOpcode) -> bool {
+        matches!(
+            opcode,
+            WrOpcode::RdmaWrite
+                | WrOpcode::RdmaWriteWithImm
+                | WrOpcode::Send
+                | WrOpcode::SendWithImm
+                | WrOpcode::SendWithInv
+                | WrOpcode::RdmaRead
+        )
+    }
+
+    /// The short form of a request, if it has one.
+    pub fn of(wr: &SendWr<'_>) -> Option<Self> {
+        let data = match wr.data {
+            SendData::Sges([sge]) => ShortData::Sge(*sge),
+            SendData::Inline(bytes) if bytes.len() <= SHORT_INLINE => {
+                let mut inline = [0; SHORT_INLINE];
+                inline[..bytes.len()].copy_from_slice(bytes);
+                ShortData::Inline(inline, bytes.len() as u8)
+            }
+            _ => return None,
+        };
+        let short = Self::is_short(wr.opcode) && wr.ud.is_none() && wr.srqn.is_none();
+        short.then_some(Self {
+            wr_id: wr.wr_id,
+            remote_addr: wr.remote_addr,
+            rkey: wr.rkey,
+            ticket: wr.ticket,
+            imm: wr.imm,
+            opcode: wr.opcode,
+            flags: wr.flags,
+            data,
+        })
+    }
+
+    /// The same request in the form that every one has.
+    pub fn wr(&self) -> SendWr<'_> {
+        SendWr {
+            wr_id: self.wr_id,
+            ticket: self.ticket,
+            opcode: self.opcode,
+            flags: self.flags,
+            data: match &self.data {
+                ShortData::Sge(sge) => SendData::Sges(std::slice::from_ref(sge)),
+                ShortData::Inline(bytes, len) => {
+                    SendData::Inline(&bytes[..usize::from(*len).min(SHORT_INLINE)])
+                }
+            },
+            imm: self.imm,
+            remote_addr: self.remote_addr,
+            rkey: self.rkey,
+            compare_add: 0,
+            swap: 0,
+            ud: None,
+            srqn: None,
+        }
+    }
+}
+
 /// A receive work request (IBA 11.4.1.2).
 #[derive(Clone, Copy, Debug)]
 pub struct RecvWr<'a> {
@@ -158,6 +283,17 @@ pub struct RecvWr<'a> {
     pub ticket: u32,
     /// Where the message goes.
     pub sges: &'a [Sge],
+}
+
+/// A receive work request of one SGE. The members are those of `RecvWr`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShortRecv {
+    /// See `RecvWr`.
+    pub wr_id: u64,
+    /// See `RecvWr`.
+    pub ticket: u32,
+    /// Where the message goes.
+    pub sge: Sge,
 }
 
 /// A receive work request that a driver owns.
@@ -233,8 +369,28 @@ pub struct WorkCompletion {
     pub byte_len: u32,
     /// Immediate data, or the key invalidated.
     pub imm: u32,
-    /// UD: the sender.
-    pub src_qpn: Qpn,
+    // Between two that a consumer may read as one: that would wait for the two stores that wrote them.
     /// More about an error, for people.
     pub vendor_err: u32,
+    /// UD: the sender.
+    pub src_qpn: Qpn,
+}
+
+impl WorkCompletion {
+    /// That of a send work request that went well; `byte_len`: bytes read.
+    #[inline]
+    pub fn sent(wr_id: u64, ticket: u32, opcode: WcOpcode, qpn: Qpn, byte_len: u32) -> Self {
+        Self {
+            wr_id,
+            ticket,
+            status: WcStatus::Success,
+            opcode,
+            flags: WcFlags::default(),
+            qpn,
+            byte_len,
+            imm: 0,
+            vendor_err: 0,
+            src_qpn: qpn,
+        }
+    }
 }

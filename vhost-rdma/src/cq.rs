@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rdma_midlayer::driver::{CqMemory, Overflow};
+use rdma_midlayer::types::{Qpn, WcOpcode};
 use rdma_midlayer::work::WorkCompletion;
 
 use crate::device::Gate;
@@ -135,12 +136,25 @@ impl CqPath {
 }
 
 impl CqMemory for CqPath {
-    #[inline]
     fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
         if !self.may_touch() {
             return Err(Overflow);
         }
         self.first.push(wc)
+    }
+
+    fn push_sent(
+        &self,
+        wr_id: u64,
+        ticket: u32,
+        opcode: WcOpcode,
+        qpn: Qpn,
+        byte_len: u32,
+    ) -> Result<(), Overflow> {
+        if !self.may_touch() {
+            return Err(Overflow);
+        }
+        self.first.push_sent(wr_id, ticket, opcode, qpn, byte_len)
     }
 
     fn is_armed(&self) -> bool {
@@ -169,12 +183,25 @@ pub struct ResizedCq {
 }
 
 impl CqMemory for ResizedCq {
-    #[inline]
     fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
         if !self.path.may_touch() {
             return Err(Overflow);
         }
         self.ring.push(wc)
+    }
+
+    fn push_sent(
+        &self,
+        wr_id: u64,
+        ticket: u32,
+        opcode: WcOpcode,
+        qpn: Qpn,
+        byte_len: u32,
+    ) -> Result<(), Overflow> {
+        if !self.path.may_touch() {
+            return Err(Overflow);
+        }
+        self.ring.push_sent(wr_id, ticket, opcode, qpn, byte_len)
     }
 
     fn is_armed(&self) -> bool {

@@ -10,7 +10,7 @@ use rdma_midlayer::driver::{MalformedWqe, RecvSource, SendReady, Taken};
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::types::{Qpn, RKey, WrOpcode};
 use rdma_midlayer::verbs::Qp;
-use rdma_midlayer::work::{RecvWqe, SendData, SendWr};
+use rdma_midlayer::work::{RecvWqe, SendData, SendWr, ShortRecv, ShortWr};
 use rdma_midlayer::{Error, Result};
 
 use crate::ah::AhCache;
@@ -18,7 +18,7 @@ use crate::device::Gate;
 use crate::doorbell::{self, Machine};
 use crate::fast::{self, FastMrs};
 use crate::ring::recv::RecvRing;
-use crate::ring::send::{Ended, SendBuffer, SendList, SendRing};
+use crate::ring::send::{BURST, Ended, SendBuffer, SendRing, ShortList};
 use crate::seat::Seat;
 use crate::share::{COST_BYTES, Queue};
 use crate::worker::Homes;
@@ -77,6 +77,18 @@ pub enum Turn {
     Idle,
     /// It is no longer this worker's to look at, until somebody asks for attention.
     Left,
+}
+
+/// What a turn needs room for.
+pub struct TurnRoom {
+    list: ShortList,
+    buffer: SendBuffer,
+}
+
+impl Default for TurnRoom {
+    fn default() -> Self {
+        Self { list: [ShortWr::NOTHING; BURST], buffer: SendBuffer::default() }
+    }
 }
 
 /// What became of the next WQE.
@@ -249,7 +261,7 @@ impl QpPath {
     }
 
     /// A turn of the home worker: takes WQEs worth about `budget` to the HCA. Never sleeps.
-    fn take_turn(&self, buffer: &mut SendBuffer, budget: usize) -> Turn {
+    fn take_turn(&self, room: &mut TurnRoom, budget: usize) -> Turn {
         if !self.rings.may_touch() {
             return self.leave_closed();
         }
@@ -261,7 +273,7 @@ impl QpPath {
         let Some(ring) = &self.rings.send else { return Turn::Idle };
         let mut cost = 0;
         while cost < budget {
-            let (taken, bytes, ended) = self.post_list(ring, buffer, budget - cost);
+            let (taken, bytes, ended) = self.post_list(ring, &mut room.list, budget - cost);
             cost += worth(taken, bytes);
             match ended {
                 Some(Ended::Empty) => break,
@@ -269,7 +281,7 @@ impl QpPath {
                 // One that is not for a list: its place is next.
                 Some(Ended::Apart) | None => {}
             }
-            match self.post_next(ring, buffer) {
+            match self.post_next(ring, &mut room.buffer) {
                 Next::Taken(bytes) => cost += worth(1, bytes),
                 Next::Empty => break,
                 Next::Left => return Turn::Left,
@@ -284,22 +296,24 @@ impl QpPath {
     fn post_list(
         &self,
         ring: &SendRing,
-        buffer: &mut SendBuffer,
+        list: &mut ShortList,
         max: usize,
     ) -> (usize, u64, Option<Ended>) {
         if self.rings.names.ahs.is_some() || self.rings.names.xrc {
             return (0, 0, None);
         }
-        let mut list = SendList::new();
-        let ended = ring.peek_list(buffer, &mut list, max);
+        let (count, bytes, ended) = ring.peek_short(list, max);
+        let list = &list[..count];
         if list.is_empty() {
             return (0, 0, Some(ended));
         }
-        let (taken, ended) = match self.qp.post_send_list(&list) {
-            Ok(()) => (list.len(), Some(ended)),
-            Err(bad) => (bad.taken, None),
+        let (taken, bytes, ended) = match self.qp.post_short_list(list) {
+            Ok(()) => (count, bytes, Some(ended)),
+            Err(bad) => {
+                let bytes = list.iter().take(bad.taken).map(|wr| u64::from(wr.data.len())).sum();
+                (bad.taken, bytes, None)
+            }
         };
-        let bytes = list.iter().take(taken).map(length).sum();
         ring.advance(taken as u32, bytes);
         (taken, bytes, ended)
     }
@@ -454,15 +468,15 @@ fn length(wr: &SendWr<'_>) -> u64 {
 }
 
 impl Queue for Arc<QpPath> {
-    type Room = SendBuffer;
+    type Room = TurnRoom;
 
     fn vm(&self) -> usize {
         Arc::as_ptr(&self.rings.gate).addr()
     }
 
     #[inline]
-    fn turn(&self, buffer: &mut SendBuffer, budget: usize) -> Turn {
-        self.take_turn(buffer, budget)
+    fn turn(&self, room: &mut TurnRoom, budget: usize) -> Turn {
+        self.take_turn(room, budget)
     }
 
     fn arm(&self) -> bool {
@@ -487,6 +501,18 @@ impl RecvSource for QpRings {
             }
         }
         taken
+    }
+
+    #[inline]
+    fn peek_short(&self, to: &mut [ShortRecv]) -> usize {
+        if !self.may_touch() {
+            return 0;
+        }
+        self.recv.as_ref().map_or(0, |ring| ring.peek_short(to))
+    }
+
+    fn advance(&self, count: usize) {
+        self.recv.iter().for_each(|ring| ring.advance(count));
     }
 
     fn want_doorbell(&self, wanted: bool) {

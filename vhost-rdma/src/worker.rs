@@ -24,8 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::affinity::{self, Cpus};
 use crate::balance::{self, Giver, Meter};
 use crate::door::Door;
-use crate::qp::QpPath;
-use crate::ring::send::SendBuffer;
+use crate::qp::{QpPath, TurnRoom};
 use crate::share::Shares;
 
 /// Packets or pieces that a poller may do in one turn.
@@ -291,7 +290,7 @@ pub struct Loop {
     generation: u64,
     shared: Shared,
     active: Shares<Arc<QpPath>>,
-    buffer: Box<SendBuffer>,
+    room: Box<TurnRoom>,
     deadline: Option<Instant>,
     balance: Option<Balance>,
 }
@@ -336,7 +335,7 @@ impl Loop {
             generation: 0,
             shared: Shared::default(),
             active: Shares::default(),
-            buffer: Box::default(),
+            room: Box::default(),
             deadline: None,
             balance: balances.then(|| Balance::new(config.balance)),
         }
@@ -461,7 +460,7 @@ impl Loop {
             qp.poll_send();
             self.active.add(qp);
         }
-        worked |= self.active.round(&mut self.buffer);
+        worked |= self.active.round(&mut self.room);
         self.deadline = None;
         for poller in &self.shared.pollers {
             let turn = poller.poll(now, POLLER_BUDGET);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdma_midlayer::driver::{AsyncEvent, CqDriver, CqEvents, CqInit, CqMemory, Notify, Overflow};
-use rdma_midlayer::types::{Cqn, Qpn};
+use rdma_midlayer::types::{Cqn, Qpn, WcOpcode};
 use rdma_midlayer::work::WorkCompletion;
 use rdma_midlayer::{Error, MaySleep, Result};
 
@@ -31,6 +31,8 @@ struct Store {
     failed: bool,
 }
 
+// With a tag of its own, which is looked at for each completion.
+#[repr(u8)]
 enum Place {
     Consumer(Arc<dyn CqMemory>),
     Own(VecDeque<WorkCompletion>),
@@ -76,10 +78,17 @@ impl Cq {
     }
 
     /// Begins to add completions: nobody else adds any until `Burst::end`. Never sleeps. The caller
-    /// takes no other lock meanwhile.
+    /// waits for no other lock meanwhile.
     #[inline]
     pub(crate) fn begin(&self) -> Burst<'_> {
         Burst { cq: self, store: self.store.lock(), any: false, failed: None }
+    }
+
+    /// As `begin`, unless somebody else is at it.
+    #[inline]
+    pub(crate) fn try_begin(&self) -> Option<Burst<'_>> {
+        let store = self.store.try_lock()?;
+        Some(Burst { cq: self, store, any: false, failed: None })
     }
 
     /// Adds completions in order and reports them. `solicited` if one of them is that, or an error.
@@ -111,7 +120,6 @@ impl Burst<'_> {
     ///
     /// # Errors
     /// If the CQ has no room, now or earlier: time to `end`.
-    #[inline]
     pub(crate) fn push(&mut self, wc: &WorkCompletion) -> std::result::Result<(), Overflow> {
         if self.store.failed {
             return self.fail(false);
@@ -126,6 +134,26 @@ impl Burst<'_> {
             Place::None => return self.fail(false),
         };
         if pushed.is_err() {
+            return self.fail(true);
+        }
+        self.any = true;
+        Ok(())
+    }
+
+    /// As `push`, of a send WR that went well.
+    #[inline(always)]
+    pub(crate) fn push_sent(
+        &mut self,
+        wr_id: u64,
+        ticket: u32,
+        opcode: WcOpcode,
+        qpn: Qpn,
+        byte_len: u32,
+    ) -> std::result::Result<(), Overflow> {
+        let Store { place: Place::Consumer(memory), failed: false } = &*self.store else {
+            return self.push(&WorkCompletion::sent(wr_id, ticket, opcode, qpn, byte_len));
+        };
+        if memory.push_sent(wr_id, ticket, opcode, qpn, byte_len).is_err() {
             return self.fail(true);
         }
         self.any = true;

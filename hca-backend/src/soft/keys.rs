@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rdma_midlayer::driver::{MrChange, MrDriver, PageFault, own_any};
-use rdma_midlayer::memory::{PageRange, Span, UserMemory};
+use rdma_midlayer::memory::{PageRange, Span, Stretch, UserMemory};
 use rdma_midlayer::rcu::{Guard, Table};
 use rdma_midlayer::types::{Access, LKey, MwType, RKey};
 use rdma_midlayer::work::{MwBind, RegMr, Sge};
@@ -145,27 +145,6 @@ impl Mrs {
     #[inline]
     fn entry<'g>(&self, key: u32, guard: &'g Guard) -> Option<&'g Entry> {
         self.table.get((key >> RANDOM_BITS) as usize, guard).filter(|e| e.key == key)
-    }
-
-    /// As `local` and `remote`, of a plain MR's memory that lies together in the host. `None` also if it does not.
-    #[inline]
-    pub(crate) fn span<'g>(
-        &self,
-        key: u32,
-        addr: u64,
-        len: u64,
-        pd: u32,
-        access: Access,
-        guard: &'g Guard,
-    ) -> Option<Span<'g>> {
-        let entry = self.entry(key, guard)?;
-        if entry.pd != pd || !entry.access.contains(access) {
-            return None;
-        }
-        match &entry.memory {
-            Memory::One(memory) => memory.span(addr, len),
-            _ => None,
-        }
     }
 
     /// The memory that an SGE names, if its first `len` bytes may be used so. Never sleeps.
@@ -402,6 +381,57 @@ impl Mrs {
 
     fn give_back(&self, number: u32) {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner).give_back(number);
+    }
+}
+
+/// Finds the plain MRs' memory of one request after the other: it is mostly where that of the last was.
+pub(crate) struct Finder<'g> {
+    mrs: &'g Mrs,
+    guard: &'g Guard,
+    pd: u32,
+    /// Of `seen`.
+    key: u32,
+    /// What `key` allows.
+    access: Access,
+    /// The part of `key`'s memory, which `pd` may use, that was found last.
+    seen: Stretch<'g>,
+}
+
+impl<'g> Finder<'g> {
+    /// For what `pd` names.
+    #[inline]
+    pub(crate) fn new(mrs: &'g Mrs, pd: u32, guard: &'g Guard) -> Self {
+        Self { mrs, guard, pd, key: 0, access: Access::NONE, seen: Stretch::EMPTY }
+    }
+
+    /// As `Mrs::local` and `Mrs::remote`, of a plain MR's memory that lies together in the host. `None`
+    /// also if it does not.
+    #[inline(always)]
+    pub(crate) fn span(
+        &mut self,
+        key: u32,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Option<Span<'g>> {
+        if key == self.key
+            && self.access.contains(access)
+            && let Some(span) = self.seen.span(addr, len)
+        {
+            return Some(span);
+        }
+        self.look_up(key, addr, len, access)
+    }
+
+    #[inline(never)]
+    fn look_up(&mut self, key: u32, addr: u64, len: u64, access: Access) -> Option<Span<'g>> {
+        let entry = self.mrs.entry(key, self.guard)?;
+        if entry.pd != self.pd || !entry.access.contains(access) {
+            return None;
+        }
+        let Memory::One(memory) = &entry.memory else { return None };
+        (self.key, self.access, self.seen) = (key, entry.access, memory.stretch(addr)?);
+        self.seen.span(addr, len)
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Locks. Those of the data path are spinlocks, taken in this order: a QP's requester side, a QP's
 //! responder side (its own or its peer's, one at a time), then any of the leaves (CQ, GIDs, network,
-//! run queue), one at a time. No thread that holds a responder side ever waits for a requester side,
+//! run queue), one at a time; who has a CQ may try for another one, and never waits for it. No thread that holds a responder side ever waits for a requester side,
 //! so two QPs that send to each other cannot lock each other out.
 
 mod ah;

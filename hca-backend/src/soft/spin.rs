@@ -44,6 +44,12 @@ impl<T> SpinLock<T> {
         self.take().or_else(|| self.spin())
     }
 
+    /// Takes the lock unless another thread has it.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
+        self.take()
+    }
+
     #[inline]
     fn take(&self) -> Option<SpinGuard<'_, T>> {
         self.locked

@@ -160,6 +160,26 @@ impl RecvSource for RecvRing {
         taken
     }
 
+    fn peek_short(&self, to: &mut [ShortRecv]) -> usize {
+        assert!(!self.inside.swap(true, Ordering::SeqCst), "two calls at once");
+        let wqes = self.wqes.lock().unwrap();
+        let shorts = wqes.iter().map_while(|wqe| match wqe {
+            Ok((wr_id, sges)) if sges.len() == 1 => {
+                Some(ShortRecv { wr_id: *wr_id, ticket: *wr_id as u32, sge: sges[0] })
+            }
+            _ => None,
+        });
+        let shown = to.iter_mut().zip(shorts).map(|(to, short)| *to = short).count();
+        self.inside.store(false, Ordering::SeqCst);
+        shown
+    }
+
+    fn advance(&self, count: usize) {
+        assert!(!self.inside.swap(true, Ordering::SeqCst), "two calls at once");
+        self.wqes.lock().unwrap().drain(..count);
+        self.inside.store(false, Ordering::SeqCst);
+    }
+
     fn want_doorbell(&self, wanted: bool) {
         self.doorbell.store(wanted, Ordering::SeqCst);
     }
@@ -584,6 +604,9 @@ impl QpDriver for Eager {
     }
     fn post_send_list(&self, wrs: &[SendWr<'_>]) -> Result<(), BadWr> {
         self.run(self.qp.post_send_list(wrs))
+    }
+    fn post_short_list(&self, wrs: &[ShortWr]) -> Result<(), BadWr> {
+        self.run(self.qp.post_short_list(wrs))
     }
     fn post_malformed_send(&self, wqe: MalformedWqe) -> rdma_midlayer::Result<()> {
         self.run(self.qp.post_malformed_send(wqe))

@@ -211,6 +211,55 @@ fn lines_are_aligned_and_inside() {
 }
 
 #[test]
+fn the_lines_of_a_ring_are_those_of_its_memory() {
+    let m = mapping(8 * 4096);
+    let pages = || [run(&m, 8192, 4096), run(&m, 0, 4096), run(&m, 4 * 4096, 8192)];
+    for (shift, offset) in [(12, 0), (12, 128), (12, 4032)] {
+        let memory = Arc::new(UserMemory::new(0, 12_000, offset, Some(shift), pages()).unwrap());
+        for (at, count) in [(0, 100), (128, 64), (64, 1), (4096, 100)] {
+            let lines = Lines::new(&memory, at, count).unwrap();
+            for n in 0..count {
+                let line = memory.line(at + 64 * u64::from(n)).unwrap();
+                assert!(std::ptr::eq(lines.get(n).unwrap(), line), "line {n} from {at}");
+            }
+            assert!(lines.get(count).is_none() && lines.get(u32::MAX).is_none());
+        }
+        assert!(Lines::new(&memory, 0, 188).is_none(), "out of range");
+        assert!(Lines::new(&memory, 8, 1).is_none(), "not aligned");
+    }
+    let whole = Arc::new(UserMemory::new(0, 8192, 64, Some(12), [run(&m, 64, 12_000)]).unwrap());
+    let lines = Lines::new(&whole, 64, 120).unwrap();
+    assert!(std::ptr::eq(lines.get(119).unwrap(), whole.line(64 * 120).unwrap()));
+    let small = (0..32).map(|n| run(&m, (n ^ 1) * 256, 256));
+    let small = Arc::new(UserMemory::new(0, 8192, 0, Some(8), small).unwrap());
+    assert!(Lines::new(&small, 0, 16).is_none(), "pages of less than 4 KiB");
+    assert!(Lines::new(&Arc::new(all_layouts().remove(2)), 0, 1).is_none(), "runs");
+}
+
+#[test]
+fn a_stretch_holds_what_lies_together_and_no_more() {
+    let m = mapping(16 * 4096);
+    let sparse = [(0x1000, run(&m, 0, 4096)), (0x3000, run(&m, 8192, 8192))];
+    for memory in all_layouts().into_iter().chain([UserMemory::sparse(sparse).unwrap()]) {
+        for addr in (0xfc0..0x1000 + memory.len() + 64).step_by(8) {
+            let Some(stretch) = memory.stretch(addr) else {
+                assert!(memory.span(addr, 1).is_none(), "{addr:#x}");
+                continue;
+            };
+            for (start, len) in [(addr, 1), (addr, 64), (addr - 64, 128), (addr, 4096), (addr, 0)] {
+                let found = stretch.span(start, len);
+                let right = memory.span(start, len);
+                // It may leave out what is as good: a page that happens to lie behind this one.
+                assert!(found.is_none() || found.map(|s| s.at) == right.map(|s| s.at));
+                assert!(found.is_some() || len != 1, "{addr:#x}");
+            }
+            assert!(stretch.span(addr, u64::MAX).is_none() && stretch.span(u64::MAX, 2).is_none());
+        }
+    }
+    assert!(Stretch::EMPTY.span(0, 1).is_none() && Stretch::EMPTY.span(0, 0).is_none());
+}
+
+#[test]
 fn atomics_want_alignment_and_bounds() {
     let m = mapping(4096);
     let memory = UserMemory::new(0x1000, 64, 0, None, [run(&m, 0, 4096)]).unwrap();

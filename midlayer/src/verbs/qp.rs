@@ -12,7 +12,7 @@ use crate::object::{self, Base, DeviceShared, Object, release};
 use crate::qp_state;
 use crate::sync::{Mutex, lock};
 use crate::types::{Gid, QpType, Qpn};
-use crate::work::{RecvWr, SendData, SendWr};
+use crate::work::{RecvWr, SHORT_INLINE, SendData, SendWr, ShortWr};
 
 /// What a consumer wants of a QP. The members that `QpInit` has too mean the same.
 pub struct QpSpec {
@@ -277,6 +277,24 @@ impl Qp {
             None => self.driver.post_send_list(wrs),
             Some(bad) => self.driver.post_send_list(&wrs[..bad.taken]).and(Err(bad)),
         }
+    }
+
+    /// As `post_send_list`, of requests in their short form: what a consumer with a ring of its own does
+    /// best with most of them.
+    ///
+    /// # Errors
+    /// As `post_send_list`.
+    #[inline]
+    pub fn post_short_list(&self, wrs: &[ShortWr]) -> std::result::Result<(), BadWr> {
+        let _guard = self.base.fast().map_err(|error| BadWr { taken: 0, error })?;
+        // Every short one fits into most QPs.
+        if self.cap.max_send_sge > 0 && self.cap.max_inline as usize >= SHORT_INLINE {
+            return self.driver.post_short_list(wrs);
+        }
+        let fits = |wr: &ShortWr| self.check_sizes(&wr.wr());
+        let bad = wrs.iter().enumerate().find_map(|(n, wr)| fits(wr).err().map(|error| (n, error)));
+        let Some((taken, error)) = bad else { return self.driver.post_short_list(wrs) };
+        self.driver.post_short_list(&wrs[..taken]).and(Err(BadWr { taken, error }))
     }
 
     #[inline]

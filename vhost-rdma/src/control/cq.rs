@@ -113,9 +113,6 @@ fn ring(
     if !entries.is_power_of_two() || entries > limits::MAX_CQE {
         return Err(INVALID);
     }
-    let buffer = memory.resolve(pages, 0, 0, page_bytes(pages)?)?;
-    if buffer.len() < CqRing::bytes(entries) {
-        return Err(INVALID);
-    }
-    Ok(CqRing::new(Arc::new(buffer), entries, stamps))
+    let buffer = Arc::new(memory.resolve(pages, 0, 0, page_bytes(pages)?)?);
+    CqRing::new(&buffer, entries, stamps).ok_or(INVALID)
 }

@@ -85,14 +85,16 @@ impl Call<'_> {
         };
         let buffer = Arc::new(memory.resolve(&r.pages, 0, 0, page_bytes(&r.pages)?)?);
         let (send, recv) = rings(&r, buffer.len())?;
+        let (max_send_sge, max_inline) = (r.max_send_sge.get(), r.max_inline.get());
+        let send = send.map(|g| SendRing::new(&buffer, g, max_send_sge, max_inline).ok_or(INVALID));
+        let recv = recv.map(|g| RecvRing::new(&buffer, g, r.max_recv_sge.get()).ok_or(INVALID));
+        let (send, recv) = (send.transpose()?, recv.transpose()?);
         let vector = (slot % u32::from(session.vectors)) as u16;
         let poller = session.homes.of_vector(vector).index();
         let rings = QpRings::new(
             buffer.clone(),
-            send.map(|g| {
-                SendRing::new(buffer.clone(), g, r.max_send_sge.get(), r.max_inline.get())
-            }),
-            recv.map(|g| RecvRing::new(buffer.clone(), g, r.max_recv_sge.get())),
+            send,
+            recv,
             device.gate().clone(),
             session.homes.clone(),
             vector,

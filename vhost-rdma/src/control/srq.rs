@@ -41,6 +41,7 @@ impl Call<'_> {
         if !sound {
             return Err(INVALID);
         }
+        let ring = RecvRing::new(&buffer, geometry, max_sge).ok_or(INVALID)?;
         let number = Arc::new(std::sync::OnceLock::new());
         let limit_reached = {
             let (device, number) = (device.weak(), number.clone());
@@ -51,8 +52,8 @@ impl Call<'_> {
             }
         };
         let ring = SrqRing::new(
-            buffer.clone(),
-            RecvRing::new(buffer, geometry, max_sge),
+            buffer,
+            ring,
             device.gate().clone(),
             (slot % u32::from(session.vectors)) as u16,
             0,

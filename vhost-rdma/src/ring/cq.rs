@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_midlayer::driver::Overflow;
-use rdma_midlayer::memory::UserMemory;
-use rdma_midlayer::types::WcStatus;
+use rdma_midlayer::memory::{Lines, UserMemory};
+use rdma_midlayer::types::{Qpn, WcOpcode, WcStatus};
 use rdma_midlayer::work::WorkCompletion;
 use virtio_rdma_abi::ring::{
     CQ_RING_OFFSET, CQ_STATE_OVERFLOW, CQE_BYTES, CQE_SEND_QUEUE, CqDeviceLine, CqGuestLine, Cqe,
@@ -24,8 +24,9 @@ const DEVICE_LINE: u64 = size_of::<CqGuestLine>() as u64;
 const FIRED: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, fired) as u64;
 const STATE: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, state) as u64;
 
-// The words of a CQE, as `push` writes them.
+// The words of a CQE, as `push` writes them; each is a line.
 const _: () = {
+    assert!(CQE_BYTES == 64);
     assert!(offset_of!(Cqe, wqe_count) == 8 && offset_of!(Cqe, byte_len) == 12);
     assert!(offset_of!(Cqe, imm) == 16 && offset_of!(Cqe, src_qpn) == 20);
     assert!(offset_of!(Cqe, timestamp) == 24 && offset_of!(Cqe, wall_clock) == 40);
@@ -36,7 +37,7 @@ const _: () = {
 
 /// A completion queue in guest memory.
 pub struct CqRing {
-    memory: Arc<UserMemory>,
+    lines: Lines,
     entries: u32,
     produced: AtomicU32,
     /// The driver's consumer count when last looked at; it is read again only when the ring seems
@@ -65,25 +66,24 @@ impl CqRing {
         u64::from(CQ_RING_OFFSET) + u64::from(entries) * u64::from(CQE_BYTES)
     }
 
-    /// A ring of a power of two of slots, in memory of at least `bytes(entries)`; `stamps`: its CQEs
-    /// say when they were written.
-    pub fn new(memory: Arc<UserMemory>, entries: u32, stamps: bool) -> Self {
-        Self {
-            memory,
+    /// A ring of a power of two of slots; `stamps`: its CQEs say when they were written. `None` if the
+    /// memory is less than `bytes(entries)`.
+    pub fn new(memory: &Arc<UserMemory>, entries: u32, stamps: bool) -> Option<Self> {
+        Some(Self {
+            lines: Lines::new(memory, CQ_RING_OFFSET.into(), entries)?,
             entries,
             produced: AtomicU32::new(0),
             consumed: AtomicU32::new(0),
             fired: AtomicU32::new(0),
             stamps,
             counts: Counts::default(),
-        }
+        })
     }
 
     /// Writes a CQE. One thread at a time.
     ///
     /// # Errors
     /// `Overflow` if the driver has not polled enough; it can read that in the CQ's state too.
-    #[inline]
     pub fn push(&self, wc: &WorkCompletion) -> Result<(), Overflow> {
         let n = self.produced();
         if !self.has_room(n) {
@@ -117,6 +117,35 @@ impl CqRing {
         Ok(())
     }
 
+    /// As `push`, of a send WQE that went well.
+    ///
+    /// # Errors
+    /// As `push`.
+    #[inline(always)]
+    pub fn push_sent(
+        &self,
+        wr_id: u64,
+        ticket: u32,
+        opcode: WcOpcode,
+        qpn: Qpn,
+        byte_len: u32,
+    ) -> Result<(), Overflow> {
+        let n = self.produced();
+        if self.stamps || !self.has_room(n) {
+            return self.push(&WorkCompletion::sent(wr_id, ticket, opcode, qpn, byte_len));
+        }
+        let last = u64::from(qpn.0)
+            | u64::from(opcode.code()) << 40
+            | u64::from(CQE_SEND_QUEUE) << 48
+            | phase_of(n, self.entries) << 56;
+        let counts = u64::from(ticket) | u64::from(byte_len) << 32;
+        let body = [wr_id, counts, u64::from(qpn.0) << 32, 0, 0, 0, 0];
+        self.put(n, body, last).ok_or(Overflow)?;
+        self.produced.store(n.wrapping_add(1), Ordering::Relaxed);
+        self.counts.completions.add(1);
+        Ok(())
+    }
+
     #[cold]
     fn overflow(&self) -> Result<(), Overflow> {
         self.mark_overflowed();
@@ -125,17 +154,15 @@ impl CqRing {
 
     /// Tells the driver that the CQ has overflowed.
     pub fn mark_overflowed(&self) {
-        if let Some(state) = self.memory.atomic_u32(STATE) {
+        if let Some(state) = self.lines.memory().atomic_u32(STATE) {
             state.store(CQ_STATE_OVERFLOW.to_le(), Ordering::Release);
         }
     }
 
     /// Writes slot `n`, its last word last.
-    #[inline]
+    #[inline(always)]
     fn put(&self, n: u32, body: [u64; 7], last: u64) -> Option<()> {
-        let at =
-            u64::from(CQ_RING_OFFSET) + u64::from(n & (self.entries - 1)) * u64::from(CQE_BYTES);
-        let line = self.memory.line(at)?;
+        let line = self.lines.get(n & (self.entries - 1))?;
         for (to, word) in line.iter().zip(body) {
             to.store(word.to_le(), Ordering::Relaxed);
         }
@@ -171,7 +198,7 @@ impl CqRing {
     /// Reads the driver's count.
     #[cold]
     fn look(&self, n: u32) -> bool {
-        let Some(word) = self.memory.atomic_u32(CONSUMER) else { return false };
+        let Some(word) = self.lines.memory().atomic_u32(CONSUMER) else { return false };
         let consumed = u32::from_le(word.load(Ordering::Acquire));
         self.consumed.store(consumed, Ordering::Relaxed);
         n.wrapping_sub(consumed) < self.entries
@@ -181,17 +208,18 @@ impl CqRing {
     /// Returns the arm sequence that the event answers.
     pub fn take_arm(&self, solicited: bool) -> Option<u32> {
         let fired = self.fired.load(Ordering::Relaxed);
-        let arm = doorbell::armed::<Machine>(self.memory.atomic_u32(ARM)?, fired, solicited)?;
+        let arm =
+            doorbell::armed::<Machine>(self.lines.memory().atomic_u32(ARM)?, fired, solicited)?;
         // The thread of a resize may be at it too: one of them tells.
         self.fired.compare_exchange(fired, arm, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        self.memory.atomic_u32(FIRED)?.store(arm.to_le(), Ordering::Release);
+        self.lines.memory().atomic_u32(FIRED)?.store(arm.to_le(), Ordering::Release);
         Some(arm)
     }
 
     /// After CQEs were written: whether the driver may want an event for them.
     #[inline]
     pub fn is_armed(&self) -> bool {
-        let Some(arm) = self.memory.atomic_u32(ARM) else { return false };
+        let Some(arm) = self.lines.memory().atomic_u32(ARM) else { return false };
         let fired = self.fired.load(Ordering::Relaxed);
         doorbell::armed::<Machine>(arm, fired, true).is_some()
     }
@@ -203,7 +231,7 @@ impl CqRing {
 
     /// Its memory.
     pub fn memory(&self) -> &UserMemory {
-        &self.memory
+        self.lines.memory()
     }
 }
 
@@ -211,12 +239,11 @@ impl CqRing {
 mod tests {
     use super::*;
     use crate::ring::test_memory::memory;
-    use rdma_midlayer::types::{Qpn, WcOpcode};
     use rdma_midlayer::work::WcFlags;
     use zerocopy::FromBytes;
 
     fn ring() -> CqRing {
-        CqRing::new(memory(4096), 4, false)
+        CqRing::new(&memory(4096), 4, false).unwrap()
     }
 
     fn wc(wr_id: u64, opcode: WcOpcode) -> WorkCompletion {
@@ -236,13 +263,37 @@ mod tests {
 
     fn cqe(ring: &CqRing, n: u32) -> Option<Cqe> {
         let mut bytes = [0; 64];
-        ring.memory.read(128 + u64::from(n % 4) * 64, &mut bytes).unwrap();
+        ring.memory().read(128 + u64::from(n % 4) * 64, &mut bytes).unwrap();
         let cqe = Cqe::read_from_bytes(&bytes).unwrap();
         (u64::from(cqe.phase) == phase_of(n, 4)).then_some(cqe)
     }
 
     fn consume(ring: &CqRing, count: u32) {
-        ring.memory.atomic_u32(CONSUMER).unwrap().store(count, Ordering::Release);
+        ring.memory().atomic_u32(CONSUMER).unwrap().store(count, Ordering::Release);
+    }
+
+    #[test]
+    fn a_send_that_went_well_makes_the_same_cqe_either_way() {
+        for stamps in [false, true] {
+            let [a, b] = [(); 2].map(|()| CqRing::new(&memory(4096), 4, stamps).unwrap());
+            let sent = (7, 9, WcOpcode::RdmaRead, Qpn(17), 100);
+            let word = |ring: &CqRing, n: u64, word: u64| {
+                ring.memory().atomic_u64(128 + n * 64 + word * 8).unwrap().load(Ordering::Acquire)
+            };
+            for n in 0..4 {
+                let (wr_id, ticket, opcode, qpn, len) = sent;
+                a.push(&WorkCompletion::sent(wr_id, ticket, opcode, qpn, len)).unwrap();
+                b.push_sent(wr_id, ticket, opcode, qpn, len).unwrap();
+                // All but the two times.
+                for at in [0, 1, 2, 4, 6, 7] {
+                    assert_eq!(word(&a, n, at), word(&b, n, at), "word {at} of CQE {n}");
+                }
+                assert_eq!(word(&b, n, 3) != 0, stamps);
+            }
+            assert_eq!(b.push_sent(1, 1, WcOpcode::Send, Qpn(1), 0), Err(Overflow));
+            assert_eq!(b.memory().atomic_u32(STATE).unwrap().load(Ordering::Relaxed), 1);
+            assert_eq!(b.counts().completions.get(), 4);
+        }
     }
 
     #[test]
@@ -266,7 +317,7 @@ mod tests {
             ring.push(&wc(n, WcOpcode::Send)).unwrap();
         }
         assert_eq!(ring.push(&wc(4, WcOpcode::Send)), Err(Overflow));
-        assert_eq!(ring.memory.atomic_u32(STATE).unwrap().load(Ordering::Relaxed), 1);
+        assert_eq!(ring.memory().atomic_u32(STATE).unwrap().load(Ordering::Relaxed), 1);
     }
 
     #[test]
@@ -285,7 +336,7 @@ mod tests {
 
     #[test]
     fn cqes_say_when_they_were_written_if_they_shall() {
-        let stamped = CqRing::new(memory(4096), 4, true);
+        let stamped = CqRing::new(&memory(4096), 4, true).unwrap();
         stamped.push(&wc(1, WcOpcode::Send)).unwrap();
         stamped.push(&wc(2, WcOpcode::Send)).unwrap();
         let (a, b) = (cqe(&stamped, 0).unwrap(), cqe(&stamped, 1).unwrap());
@@ -308,7 +359,8 @@ mod tests {
     #[test]
     fn one_event_for_each_arming_and_only_a_solicited_one_if_asked_so() {
         let ring = ring();
-        let arm = |value: u32| ring.memory.atomic_u32(ARM).unwrap().store(value, Ordering::Release);
+        let arm =
+            |value: u32| ring.memory().atomic_u32(ARM).unwrap().store(value, Ordering::Release);
         assert_eq!(ring.take_arm(true), None, "not armed at first");
         arm(2);
         assert_eq!(ring.take_arm(false), Some(2));

@@ -11,7 +11,7 @@ pub mod send;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::memory::{Lines, LinesView, UserMemory};
 use rdma_midlayer::types::LKey;
 use rdma_midlayer::work::{MAX_SGE, Sge};
 use virtio_rdma_abi::ring::{WQE_STRIDE_SHIFT_MAX, WQE_STRIDE_SHIFT_MIN};
@@ -20,7 +20,8 @@ use zerocopy::FromBytes;
 /// Words of 64 bits in a line, the first of which holds the phase.
 const LINE_WORDS: usize = 8;
 /// Bytes of a line.
-const LINE: usize = 8 * LINE_WORDS;
+const LINE: usize = 1 << LINE_SHIFT;
+const LINE_SHIFT: u8 = 6;
 
 /// Bytes of the largest WQE.
 pub const MAX_STRIDE: usize = 1 << WQE_STRIDE_SHIFT_MAX;
@@ -56,35 +57,38 @@ impl Geometry {
 
 /// A ring of WQEs in the buffer of a QP.
 struct WorkRing {
-    memory: Arc<UserMemory>,
+    lines: Lines,
     geometry: Geometry,
 }
 
 impl WorkRing {
-    #[inline]
+    /// Where the geometry says. `None` if that is not in the memory.
+    fn new(memory: &Arc<UserMemory>, geometry: Geometry) -> Option<Self> {
+        let count = geometry.entries << (geometry.stride_shift.checked_sub(LINE_SHIFT)?);
+        Some(Self { lines: Lines::new(memory, geometry.offset.into(), count)?, geometry })
+    }
+
     fn slot(&self, n: u32) -> u64 {
         let index = n & (self.geometry.entries - 1);
         u64::from(self.geometry.offset) + (u64::from(index) << self.geometry.stride_shift)
     }
 
     /// Whether the phase of slot `n` says that it is new.
-    #[inline]
     fn is_new(&self, n: u32) -> bool {
-        self.new_slot(n).is_some()
+        self.slots().new_slot(n).is_some()
     }
 
-    /// Slot `n`'s first line and the line's first word, if its phase says that it is new.
-    #[inline]
-    fn new_slot(&self, n: u32) -> Option<(&[AtomicU64; LINE_WORDS], u64)> {
-        let line = self.memory.line(self.slot(n))?;
-        let first = u64::from_le(line[0].load(Ordering::Acquire));
-        (first >> 24 & 1 == phase_of(n, self.geometry.entries)).then_some((line, first))
+    /// The slots, for loops.
+    #[inline(always)]
+    fn slots(&self) -> Slots<'_> {
+        let Geometry { entries, stride_shift, .. } = self.geometry;
+        Slots { lines: self.lines.view(), entries, lines_shift: stride_shift - LINE_SHIFT }
     }
 
     /// The first line of slot `n`, each word read once, if it is new.
     #[inline]
     fn first_line(&self, n: u32) -> Option<[u64; LINE_WORDS]> {
-        let (line, first) = self.new_slot(n)?;
+        let (line, first) = self.slots().new_slot(n)?;
         // Without a loop: this is the path of every post.
         let word = |n: usize| u64::from_le(line[n].load(Ordering::Relaxed));
         Some([first, word(1), word(2), word(3), word(4), word(5), word(6), word(7)])
@@ -93,11 +97,34 @@ impl WorkRing {
     /// Copies `range` of slot `n`. The ring was checked to lie in its memory.
     fn read(&self, n: u32, range: std::ops::Range<usize>, to: &mut [u8]) {
         let at = self.slot(n) + range.start as u64;
-        let _ = self.memory.read(at, &mut to[range]);
+        let _ = self.memory().read(at, &mut to[range]);
+    }
+
+    fn memory(&self) -> &UserMemory {
+        self.lines.memory()
     }
 
     fn stride(&self) -> usize {
         1 << self.geometry.stride_shift
+    }
+}
+
+/// The slots of a ring.
+#[derive(Clone, Copy)]
+struct Slots<'a> {
+    lines: LinesView<'a>,
+    entries: u32,
+    /// A slot is `2^shift` lines.
+    lines_shift: u8,
+}
+
+impl<'a> Slots<'a> {
+    /// Slot `n`'s first line and the line's first word, if its phase says that it is new.
+    #[inline(always)]
+    fn new_slot(&self, n: u32) -> Option<(&'a [AtomicU64; LINE_WORDS], u64)> {
+        let line = self.lines.get((n & (self.entries - 1)) << self.lines_shift)?;
+        let first = u64::from_le(line[0].load(Ordering::Acquire));
+        (first >> 24 & 1 == phase_of(n, self.entries)).then_some((line, first))
     }
 }
 

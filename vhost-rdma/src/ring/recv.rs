@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_midlayer::driver::{MalformedWqe, Taken};
 use rdma_midlayer::memory::UserMemory;
-use rdma_midlayer::work::{MAX_SGE, RecvWqe};
+use rdma_midlayer::work::{MAX_SGE, RecvWqe, ShortRecv};
 use virtio_rdma_abi::ring::{RecvWqe as Layout, WQE_RECV_DATA};
 
 use super::{Count, Geometry, LINE, LINE_WORDS, WorkRing, put_words, sge, sges};
@@ -28,15 +28,15 @@ pub struct RecvRing {
 }
 
 impl RecvRing {
-    /// A ring whose geometry was checked against the buffer.
-    pub fn new(memory: Arc<UserMemory>, geometry: Geometry, max_sge: u32) -> Self {
+    /// A ring whose geometry was checked against the buffer. `None` if it is not in the memory.
+    pub fn new(memory: &Arc<UserMemory>, geometry: Geometry, max_sge: u32) -> Option<Self> {
         let fit = ((1u32 << geometry.stride_shift) - WQE_RECV_DATA) / 16;
-        Self {
-            ring: WorkRing { memory, geometry },
+        Some(Self {
+            ring: WorkRing::new(memory, geometry)?,
             max_sge: max_sge.min(fit).min(MAX_SGE as u32) as u8,
             next: AtomicU32::new(0),
             taken: Count::default(),
-        }
+        })
     }
 
     /// Whether the next slot holds a WQE.
@@ -53,6 +53,36 @@ impl RecvRing {
     /// Free-running count of the WQEs taken since the last reset.
     pub fn next(&self) -> u32 {
         self.next.load(Ordering::Relaxed)
+    }
+
+    /// Shows the next WQEs, up to the first that is not there or not of one SGE; how many.
+    #[inline]
+    pub fn peek_short(&self, list: &mut [ShortRecv]) -> usize {
+        let mut n = self.next();
+        let mut count = 0;
+        if self.max_sge == 0 {
+            return count;
+        }
+        let slots = self.ring.slots();
+        for to in list {
+            let Some((line, first)) = slots.new_slot(n) else { break };
+            if (first >> 16) as u8 != 1 {
+                break;
+            }
+            let word = |n: usize| u64::from_le(line[n].load(Ordering::Relaxed));
+            n = n.wrapping_add(1);
+            let sge = sge(word(DATA / 8), word(DATA / 8 + 1));
+            *to = ShortRecv { wr_id: word(1), ticket: n, sge };
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes out `count` WQEs that were shown.
+    #[inline]
+    pub fn advance(&self, count: usize) {
+        self.next.store(self.next().wrapping_add(count as u32), Ordering::Relaxed);
+        self.taken.add(count as u64);
     }
 
     /// Takes the next WQE out.
@@ -110,16 +140,16 @@ mod tests {
 
     fn ring() -> RecvRing {
         let geometry = Geometry { entries: 2, offset: 0, stride_shift: 7 };
-        RecvRing::new(memory(4096), geometry, 30)
+        RecvRing::new(&memory(4096), geometry, 30).unwrap()
     }
 
     fn put(ring: &RecvRing, n: u32, num_sge: u8) {
         let slot = ring.ring.slot(n);
         let phase = phase_of(n, 2) as u8;
         let list = [1u8; 112];
-        ring.ring.memory.write(slot + DATA as u64, &list).unwrap();
+        ring.ring.memory().write(slot + DATA as u64, &list).unwrap();
         let wqe = Layout { num_sge, phase, wr_id: u64::from(n + 10).into(), ..Default::default() };
-        ring.ring.memory.write(slot, wqe.as_bytes()).unwrap();
+        ring.ring.memory().write(slot, wqe.as_bytes()).unwrap();
     }
 
     #[test]
@@ -135,6 +165,34 @@ mod tests {
             assert_eq!(wqe.sges().len(), (n % 8) as usize);
             assert!(wqe.sges().iter().all(|s| s.length == 0x0101_0101));
         }
+    }
+
+    #[test]
+    fn wqes_of_one_sge_are_shown_before_they_are_taken() {
+        let geometry = Geometry { entries: 8, offset: 0, stride_shift: 6 };
+        let ring = RecvRing::new(&memory(4096), geometry, 3).unwrap();
+        let mut list = [ShortRecv::default(); 5];
+        for n in 0..8u32 {
+            let slot = ring.ring.slot(n);
+            let num_sge = if n == 6 { 2 } else { 1 };
+            let wr_id = u64::from(n).into();
+            let wqe = Layout { num_sge, phase: phase_of(n, 8) as u8, wr_id, ..Default::default() };
+            ring.ring.memory().write(slot + DATA as u64, &[n as u8; 16]).unwrap();
+            ring.ring.memory().write(slot, wqe.as_bytes()).unwrap();
+        }
+        assert_eq!((ring.peek_short(&mut list), ring.peek_short(&mut list[..2])), (5, 2));
+        for (n, wqe) in (0..).zip(&list) {
+            let sge =
+                sge(0x0101_0101_0101_0101 * u64::from(n), 0x0101_0101_0101_0101 * u64::from(n));
+            assert_eq!((wqe.wr_id, wqe.ticket, wqe.sge), (n.into(), n + 1, sge));
+        }
+        ring.advance(4);
+        assert_eq!((ring.peek_short(&mut list), list[0].wr_id), (2, 4), "up to one of two SGEs");
+        let mut wqe = RecvWqe::default();
+        for n in 4..8 {
+            assert_eq!((ring.take(&mut wqe), wqe.wr_id), (Ok(Taken::Wqe), n));
+        }
+        assert_eq!((ring.peek_short(&mut list), ring.taken(), ring.next()), (0, 8, 8));
     }
 
     #[test]

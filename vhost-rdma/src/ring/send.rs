@@ -3,13 +3,14 @@
 
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::memory::UserMemory;
 use rdma_midlayer::types::{Access, RKey, Srqn, WrOpcode};
-use rdma_midlayer::work::{Flush, MAX_SGE, SendData, SendFlags, SendWr, Sge};
-use smallvec::SmallVec;
+use rdma_midlayer::work::{
+    Flush, MAX_SGE, SHORT_INLINE, SendData, SendFlags, SendWr, Sge, ShortData, ShortWr,
+};
 use virtio_rdma_abi::ring::{
     AtomicArgs, FLUSH_GLOBAL, FLUSH_MR, FLUSH_PERSISTENT, FLUSH_RANGE, FlushArgs, SEND_FENCE,
     SEND_INLINE, SEND_SIGNALED, SEND_SOLICITED, SendWqe, WQE_ATOMIC_ARGS, WQE_SEND_DATA, XrcArgs,
@@ -21,10 +22,8 @@ use super::{
 };
 
 const DATA: usize = WQE_SEND_DATA as usize;
-/// SGEs that lie in the first line.
-const LINE_SGES: u8 = ((LINE - DATA) / size_of::<virtio_rdma_abi::ring::Sge>()) as u8;
 
-// The words of the first line, as `parse` reads them.
+// The words of the first line, as `parse` and `short` read them.
 const _: () = {
     assert!(offset_of!(SendWqe, flags) == 1 && offset_of!(SendWqe, num_sge) == 2);
     assert!(offset_of!(SendWqe, imm) == 4 && offset_of!(SendWqe, wr_id) == 8);
@@ -48,55 +47,18 @@ pub struct SendRing {
 /// Most WQEs that are taken together.
 pub const BURST: usize = 16;
 
-/// Send WRs that were taken together.
-pub type SendList<'b> = SmallVec<[SendWr<'b>; BURST]>;
+/// WQEs that were taken together.
+pub type ShortList = [ShortWr; BURST];
 
-/// Room for what a burst's requests borrow: the bytes of WQEs longer than a line, and SGEs.
+/// Room for what a request borrows.
 pub struct SendBuffer {
     bytes: [u8; MAX_STRIDE],
-    sges: [Sge; BURST * LINE_SGES as usize + MAX_SGE],
+    sges: [Sge; MAX_SGE],
 }
 
 impl Default for SendBuffer {
     fn default() -> Self {
-        let sges = [Sge::default(); BURST * LINE_SGES as usize + MAX_SGE];
-        Self { bytes: [0; MAX_STRIDE], sges }
-    }
-}
-
-/// What of a `SendBuffer` is not in use yet.
-struct Room<'b> {
-    bytes: &'b mut [u8],
-    sges: &'b mut [Sge],
-}
-
-impl SendBuffer {
-    fn room(&mut self) -> Room<'_> {
-        Room { bytes: &mut self.bytes, sges: &mut self.sges }
-    }
-}
-
-impl<'b> Room<'b> {
-    /// Some of the room for SGEs, to keep.
-    #[inline]
-    fn sges(&mut self, count: usize) -> Option<&'b mut [Sge]> {
-        let (taken, rest) = std::mem::take(&mut self.sges).split_at_mut_checked(count)?;
-        self.sges = rest;
-        Some(taken)
-    }
-
-    /// Some of the room for bytes, to keep.
-    #[inline]
-    fn bytes(&mut self, count: usize) -> Option<&'b mut [u8]> {
-        let (taken, rest) = std::mem::take(&mut self.bytes).split_at_mut_checked(count)?;
-        self.bytes = rest;
-        Some(taken)
-    }
-
-    /// Whether there is room for any WQE of this stride.
-    #[inline]
-    fn has_room_for(&self, stride: usize) -> bool {
-        self.bytes.len() >= stride && self.sges.len() >= MAX_SGE
+        Self { bytes: [0; MAX_STRIDE], sges: [Sge::default(); MAX_SGE] }
     }
 }
 
@@ -107,21 +69,26 @@ pub enum Ended {
     Empty,
     /// There may be more.
     Full,
-    /// The next one is not for a list: it makes no sense, or its arguments are still to be made out.
+    /// The next one is not for a list: it has no short form.
     Apart,
 }
 
 impl SendRing {
-    /// A ring whose geometry was checked against the buffer.
-    pub fn new(memory: Arc<UserMemory>, geometry: Geometry, max_sge: u32, max_inline: u32) -> Self {
-        Self {
-            ring: WorkRing { memory, geometry },
+    /// A ring whose geometry was checked against the buffer. `None` if it is not in the memory.
+    pub fn new(
+        memory: &Arc<UserMemory>,
+        geometry: Geometry,
+        max_sge: u32,
+        max_inline: u32,
+    ) -> Option<Self> {
+        Some(Self {
+            ring: WorkRing::new(memory, geometry)?,
             max_sge: max_sge.min(MAX_SGE as u32) as u8,
             max_inline: max_inline.min((1u32 << geometry.stride_shift) - WQE_SEND_DATA),
             next: AtomicU32::new(0),
             taken: Count::default(),
             bytes: Count::default(),
-        }
+        })
     }
 
     /// Whether the next slot holds a WQE.
@@ -134,40 +101,35 @@ impl SendRing {
         let n = self.next.load(Ordering::Relaxed);
         let line = self.ring.first_line(n)?;
         let malformed = MalformedWqe { wr_id: line[1], ticket: n.wrapping_add(1) };
-        Some(self.parse(n, &line, &mut buffer.room()).ok_or(malformed))
+        Some(self.parse(n, &line, buffer).ok_or(malformed))
     }
 
-    /// Adds to `list` the next WQEs, up to `max` and to the first that is not for a list. They stay the next
-    /// until `advance`. Why there are no more.
-    pub fn peek_list<'b>(
-        &self,
-        buffer: &'b mut SendBuffer,
-        list: &mut SendList<'b>,
-        max: usize,
-    ) -> Ended {
-        let mut room = buffer.room();
+    /// Fills `list` with the next WQEs, up to `max` and to the first that has no short form. They stay the
+    /// next until `advance`. How many, their bytes, and why there are no more.
+    #[inline(never)]
+    pub fn peek_short(&self, list: &mut ShortList, max: usize) -> (usize, u64, Ended) {
         let mut n = self.next.load(Ordering::Relaxed);
-        for _ in 0..max.min(BURST) {
-            if !room.has_room_for(self.ring.stride()) {
-                return Ended::Full;
-            }
-            let Some(line) = self.ring.first_line(n) else { return Ended::Empty };
-            let Some(wr) = self.parse(n, &line, &mut room) else { return Ended::Apart };
-            if is_local(wr.opcode) {
-                return Ended::Apart;
-            }
-            list.push(wr);
+        let (mut count, mut bytes) = (0, 0);
+        let (slots, limits) = (self.ring.slots(), (self.max_sge, self.max_inline));
+        for to in list.iter_mut().take(max) {
+            let Some((line, first)) = slots.new_slot(n) else {
+                return (count, bytes, Ended::Empty);
+            };
             n = n.wrapping_add(1);
+            if !short(n, line, first, limits, to) {
+                return (count, bytes, Ended::Apart);
+            }
+            count += 1;
+            bytes += u64::from(to.data.len());
         }
-        Ended::Full
+        (count, bytes, Ended::Full)
     }
 
-    #[inline]
     fn parse<'b>(
         &self,
         n: u32,
         line: &[u64; LINE_WORDS],
-        room: &mut Room<'b>,
+        buffer: &'b mut SendBuffer,
     ) -> Option<SendWr<'b>> {
         let opcode = WrOpcode::from_code(line[0] as u8)?;
         let (flags, num_sge) = ((line[0] >> 8) as u8, (line[0] >> 16) as u8);
@@ -189,22 +151,8 @@ impl SendRing {
             ud: None,
             srqn: None,
         };
-        let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
-        let short = !atomic && !is_local(opcode) && opcode != WrOpcode::Flush;
-        if flags & SEND_INLINE == 0 && num_sge <= LINE_SGES.min(self.max_sge) && short {
-            if inline_length != 0 {
-                return None;
-            }
-            let list = room.sges(usize::from(num_sge))?;
-            if let Some(first) = list.first_mut() {
-                *first = sge(line[4], line[5]);
-            }
-            if let Some(second) = list.get_mut(1) {
-                *second = sge(line[6], line[7]);
-            }
-            wr.data = SendData::Sges(list);
-            return Some(wr);
-        }
+        let SendBuffer { bytes, sges: list } = buffer;
+        put_words(line, DATA / 8, bytes);
         if is_local(opcode) || opcode == WrOpcode::Flush {
             if flags & SEND_INLINE != 0 || num_sge != 0 || inline_length != 0 {
                 return None;
@@ -212,12 +160,11 @@ impl SendRing {
             if opcode == WrOpcode::Flush {
                 wr.data = SendData::Flush(flush(line)?);
             } else if opcode != WrOpcode::LocalInv {
-                let bytes = room.bytes(LINE)?;
-                put_words(line, DATA / 8, bytes);
-                wr.data = SendData::Inline(&bytes[DATA..]);
+                wr.data = SendData::Inline(&bytes[DATA..LINE]);
             }
             return Some(wr);
         }
+        let atomic = matches!(opcode, WrOpcode::AtomicCmpAndSwp | WrOpcode::AtomicFetchAndAdd);
         let inline = flags & SEND_INLINE != 0;
         let length = if inline {
             let length = inline_length;
@@ -244,8 +191,6 @@ impl SendRing {
         if end > self.ring.stride() {
             return None;
         }
-        let bytes = room.bytes(end.max(LINE))?;
-        put_words(line, DATA / 8, bytes);
         if end > LINE {
             self.ring.read(n, LINE..end, bytes);
         }
@@ -257,7 +202,7 @@ impl SendRing {
         wr.data = if inline {
             SendData::Inline(&bytes[DATA..end])
         } else {
-            let list = room.sges(usize::from(num_sge))?;
+            let list = list.get_mut(..usize::from(num_sge))?;
             for (to, from) in list.iter_mut().zip(sges(&bytes[DATA..end], num_sge.into())) {
                 *to = from;
             }
@@ -271,7 +216,7 @@ impl SendRing {
         let end = self.ring.slot(self.next.load(Ordering::Relaxed)) + self.ring.stride() as u64;
         let mut bytes = [0; size_of::<XrcArgs>()];
         // The ring was checked to lie in its memory.
-        let _ = self.ring.memory.read(end - bytes.len() as u64, &mut bytes);
+        let _ = self.ring.memory().read(end - bytes.len() as u64, &mut bytes);
         Srqn(XrcArgs::read_from_bytes(&bytes).map_or(0, |args| args.remote_srqn.get()))
     }
 
@@ -297,6 +242,47 @@ impl SendRing {
     pub fn phase(n: u32, entries: u32) -> u8 {
         phase_of(n, entries) as u8
     }
+}
+
+/// Puts the WQE of a line into its short form; each word is read once. `limits`: of SGEs and inline bytes.
+/// False if it makes no sense, or has no such form.
+#[inline(always)]
+fn short(
+    ticket: u32,
+    line: &[AtomicU64; LINE_WORDS],
+    first: u64,
+    (max_sge, max_inline): (u8, u32),
+    to: &mut ShortWr,
+) -> bool {
+    let word = |n: usize| u64::from_le(line[n].load(Ordering::Relaxed));
+    let Some(opcode) = WrOpcode::from_code(first as u8) else { return false };
+    let (flags, num_sge) = ((first >> 8) as u8, (first >> 16) as u8);
+    let keys = word(3);
+    let inline_length = (keys >> 32) as u32;
+    if !ShortWr::is_short(opcode) {
+        return false;
+    }
+    if flags & !(KNOWN_FLAGS & !SEND_INLINE) == 0 {
+        if num_sge != 1 || inline_length != 0 || max_sge == 0 {
+            return false;
+        }
+        to.data = ShortData::Sge(sge(word(4), word(5)));
+    } else {
+        let fits = inline_length <= max_inline.min(SHORT_INLINE as u32);
+        let known = flags & !KNOWN_FLAGS == 0;
+        if !known || num_sge != 0 || !fits || opcode == WrOpcode::RdmaRead {
+            return false;
+        }
+        let mut bytes = [0; SHORT_INLINE];
+        for (n, to) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *to = word(DATA / 8 + n).to_le_bytes();
+        }
+        to.data = ShortData::Inline(bytes, inline_length as u8);
+    }
+    (to.wr_id, to.remote_addr) = (word(1), word(2));
+    (to.rkey, to.imm) = (RKey(keys as u32), (first >> 32) as u32);
+    (to.ticket, to.opcode, to.flags) = (ticket, opcode, SendFlags(flags & !SEND_INLINE));
+    true
 }
 
 /// Whether the WQE changes a key and moves no data: then its arguments stand where SGEs would, and
@@ -331,20 +317,21 @@ fn flush(line: &[u64; LINE_WORDS]) -> Option<Flush> {
 mod tests {
     use super::*;
     use crate::ring::test_memory::memory;
+    use rdma_midlayer::types::LKey;
     use virtio_rdma_abi::ring::{WR_ATOMIC_FETCH_AND_ADD, WR_RDMA_READ, WR_SEND};
     use zerocopy::IntoBytes;
 
     const GEOMETRY: Geometry = Geometry { entries: 4, offset: 64, stride_shift: 7 };
 
     fn ring() -> SendRing {
-        SendRing::new(memory(8192), GEOMETRY, 5, 96)
+        SendRing::new(&memory(8192), GEOMETRY, 5, 96).unwrap()
     }
 
     fn put(ring: &SendRing, n: u32, wqe: &SendWqe, rest: &[u8]) {
         let slot = ring.ring.slot(n);
         let wqe = SendWqe { phase: SendRing::phase(n, 4), ..*wqe };
-        ring.ring.memory.write(slot + DATA as u64, rest).unwrap();
-        ring.ring.memory.write(slot, wqe.as_bytes()).unwrap();
+        ring.ring.memory().write(slot + DATA as u64, rest).unwrap();
+        ring.ring.memory().write(slot, wqe.as_bytes()).unwrap();
     }
 
     fn wqe(opcode: u8) -> SendWqe {
@@ -398,50 +385,68 @@ mod tests {
     }
 
     #[test]
-    fn a_list_holds_what_is_there_up_to_a_wqe_that_makes_no_sense() {
+    fn a_list_holds_what_is_there_up_to_a_wqe_that_has_no_short_form() {
         let geometry = Geometry { entries: 32, offset: 64, stride_shift: 7 };
-        let ring = SendRing::new(memory(8192), geometry, 5, 96);
-        let mut buffer = SendBuffer::default();
+        let ring = SendRing::new(&memory(8192), geometry, 5, 96).unwrap();
+        let mut list = [ShortWr::NOTHING; BURST];
         let put = |n: u32, wqe: &SendWqe, rest: &[u8]| {
             let slot = ring.ring.slot(n);
             let phase = SendRing::phase(n, 32);
             let wqe = SendWqe { phase, wr_id: u64::from(n).into(), ..*wqe };
-            ring.ring.memory.write(slot + DATA as u64, rest).unwrap();
-            ring.ring.memory.write(slot, wqe.as_bytes()).unwrap();
+            ring.ring.memory().write(slot + DATA as u64, rest).unwrap();
+            ring.ring.memory().write(slot, wqe.as_bytes()).unwrap();
         };
-        let inline = SendWqe { flags: SEND_INLINE, inline_length: 90.into(), ..wqe(WR_SEND) };
-        let sges = SendWqe { num_sge: 5, ..wqe(WR_SEND) };
+        let inline = SendWqe { flags: SEND_INLINE, inline_length: 30.into(), ..wqe(WR_SEND) };
+        let sge = SendWqe { num_sge: 1, ..wqe(WR_SEND) };
         for n in 0..20 {
-            let wqe = if n % 2 == 0 { &inline } else { &sges };
-            put(n, wqe, &[n as u8; 90]);
+            put(n, if n % 2 == 0 { &inline } else { &sge }, &[n as u8; 90]);
         }
         let mut taken = 0;
         while taken < 20 {
-            let mut list = SendList::new();
-            let ended = ring.peek_list(&mut buffer, &mut list, BURST);
-            for wr in &list {
+            let (count, bytes, ended) = ring.peek_short(&mut list, BURST);
+            let mut sum = 0;
+            for wr in &list[..count] {
                 assert_eq!((wr.wr_id, wr.ticket), (taken.into(), taken + 1));
-                match wr.data {
-                    SendData::Inline(bytes) => assert_eq!(bytes, [taken as u8; 90]),
-                    SendData::Sges(sges) => {
-                        let length = u32::from_ne_bytes([taken as u8; 4]);
-                        assert!(sges.len() == 5 && sges.iter().all(|sge| sge.length == length));
+                match &wr.data {
+                    ShortData::Inline(bytes, 30) => assert_eq!(bytes[..30], [taken as u8; 30]),
+                    ShortData::Sge(sge) => {
+                        let word = u32::from_ne_bytes([taken as u8; 4]);
+                        assert_eq!(
+                            (sge.length, sge.lkey, sge.addr as u32),
+                            (word, LKey(word), word)
+                        );
                     }
-                    _ => panic!("another kind of data"),
+                    other => panic!("{other:?}"),
                 }
+                sum += u64::from(wr.data.len());
                 taken += 1;
             }
-            assert!(!list.is_empty());
+            assert!(count > 0 && sum == bytes);
             assert_eq!(ended, if taken < 20 { Ended::Full } else { Ended::Empty });
-            ring.advance(list.len() as u32, 0);
+            ring.advance(count as u32, 0);
         }
-        put(20, &wqe(WR_SEND), &[]);
-        put(21, &wqe(99), &[]);
-        let mut list = SendList::new();
-        assert_eq!(ring.peek_list(&mut buffer, &mut list, BURST), Ended::Apart);
-        assert_eq!(list.len(), 1);
-        let (mut buffer, mut list) = (SendBuffer::default(), SendList::new());
-        assert_eq!(ring.peek_list(&mut buffer, &mut list, 1), Ended::Full);
+        put(20, &sge, &[]);
+        put(21, &inline, &[]);
+        assert_eq!(ring.peek_short(&mut list, 1).2, Ended::Full);
+        let no_short_form = [
+            wqe(99),
+            wqe(WR_SEND),
+            SendWqe { num_sge: 2, ..wqe(WR_SEND) },
+            SendWqe { num_sge: 1, ..wqe(WR_ATOMIC_FETCH_AND_ADD) },
+            SendWqe { num_sge: 1, flags: 0x10, ..wqe(WR_SEND) },
+            SendWqe { num_sge: 1, inline_length: 1.into(), ..wqe(WR_SEND) },
+            SendWqe { num_sge: 1, ..inline },
+            SendWqe { inline_length: 33.into(), ..inline },
+            SendWqe { flags: SEND_INLINE | 0x80, ..inline },
+            SendWqe { opcode: WR_RDMA_READ, ..inline },
+        ];
+        for wqe in no_short_form {
+            put(22, &wqe, &[]);
+            let (count, _, ended) = ring.peek_short(&mut list, BURST);
+            assert_eq!((count, ended), (2, Ended::Apart), "{wqe:?}");
+        }
+        put(22, &inline, &[]);
+        assert_eq!(ring.peek_short(&mut list, BURST).0, 3);
     }
 
     #[test]

@@ -3,23 +3,25 @@
 //! of one range or of inline bytes, and SENDs of such into one range, at a peer that answered before.
 //! Nothing here fails: what is in any way unusual is left, untouched, to `execute`, which finds out.
 
+use std::sync::Arc;
+
+use rdma_midlayer::attr::QpCap;
 use rdma_midlayer::memory::Span;
 use rdma_midlayer::rcu::Guard;
-use rdma_midlayer::types::{Access, QpState, QpType, WcOpcode, WcStatus, WrOpcode};
-use rdma_midlayer::work::{SendData, SendFlags, SendWr, WcFlags, WorkCompletion};
-use smallvec::SmallVec;
+use rdma_midlayer::types::{Access, Psn, QpState, QpType, Qpn, WcOpcode, WcStatus, WrOpcode};
+use rdma_midlayer::work::{
+    SHORT_INLINE, SendFlags, ShortData, ShortRecv, ShortWr, WcFlags, WorkCompletion,
+};
 
 use super::execute::packets;
 use super::requester::Requester;
-use super::responder::Responder;
+use super::responder::Receive;
 use super::{PIECE, Qp};
-use crate::soft::keys::Mrs;
+use crate::soft::cq::{self, Cq};
+use crate::soft::keys::Finder;
 
 /// Most WRs that the locks are held for.
 pub(super) const BURST: usize = 16;
-
-/// Bytes of messages after which their completions at the peer no longer wait for more messages.
-const PROMPT: u64 = 2048;
 
 /// What a burst came to.
 pub(super) struct Done {
@@ -35,47 +37,225 @@ impl Done {
     const NOTHING: Self = Self { count: 0, bytes: 0, unusual: true };
 }
 
-/// Completions of the peer's, which wait for the end of the burst: its CQ may be ours, or another's
-/// whose burst waits for ours.
-struct Received {
-    wcs: SmallVec<[WorkCompletion; BURST]>,
+/// The peer's receive queue during a burst.
+struct Incoming<'a> {
+    receive: Receive<'a>,
+    /// The next WQEs, which are still in the queue.
+    wqes: [ShortRecv; BURST],
+    shown: usize,
+    used: usize,
+    /// Where their completions go.
+    told: Told<'a>,
     solicited: bool,
 }
 
-/// Where the bytes of a WR come from.
-enum Source<'a> {
-    Span(Span<'a>),
-    Bytes(&'a [u8]),
+enum Told<'a> {
+    /// Into the CQ that the burst has for its own.
+    Shared,
+    /// Into another one, held as well.
+    Held(cq::Burst<'a>),
 }
 
-impl Source<'_> {
-    #[inline]
-    fn copy_to(&self, to: &Span<'_>) {
-        match self {
-            Self::Span(from) => to.copy_from(from),
-            Self::Bytes(bytes) => to.write(bytes),
+/// Which forms of WRs are dealt with here.
+#[derive(Clone, Copy)]
+struct Usual {
+    sge: bool,
+    max_inline: u32,
+}
+
+impl Usual {
+    fn of(cap: &QpCap) -> Self {
+        Self { sge: cap.max_send_sge > 0, max_inline: cap.max_inline }
+    }
+
+    /// The bytes of a WR, if it has such a form.
+    #[inline(always)]
+    fn length(self, data: &ShortData) -> Option<u64> {
+        let fits = match data {
+            ShortData::Sge(_) => self.sge,
+            ShortData::Inline(_, len) => u32::from(*len) <= self.max_inline,
+        };
+        let len = data.len().into();
+        (fits && len > 0 && len <= PIECE).then_some(len)
+    }
+}
+
+/// A burst under way.
+struct Run<'a> {
+    wrs: &'a [ShortWr],
+    usual: Usual,
+    /// The requester's QPN and its peer's.
+    ends: (Qpn, Qpn),
+    mtu: u64,
+    signal_all: bool,
+    /// The requester's memory and its peer's.
+    ours: Finder<'a>,
+    theirs: Finder<'a>,
+    /// The requester's CQ. Each completion can be polled at once. To write them all at the end was tried: the
+    /// next lock then waits until the last of them has left the store buffer.
+    sent: Option<cq::Burst<'a>>,
+    psn: Psn,
+    done: Done,
+    /// It is to end.
+    full: bool,
+}
+
+impl<'a> Run<'a> {
+    /// The next WR.
+    #[inline(always)]
+    fn next(&self) -> Option<&'a ShortWr> {
+        let more = !self.full && !self.done.unusual;
+        self.wrs.get(self.done.count).filter(|_| more)
+    }
+
+    /// A WR is carried out.
+    #[inline(always)]
+    fn finish(&mut self, wr: &ShortWr, len: u64, read: u32) {
+        self.psn = self.psn.plus(packets(len, self.mtu));
+        self.done.count += 1;
+        self.done.bytes += len;
+        self.full |= self.done.bytes >= PIECE;
+        if (self.signal_all || wr.flags.contains(SendFlags::SIGNALED))
+            && let Some(sent) = &mut self.sent
+        {
+            let (wr_id, ticket, opcode) = (wr.wr_id, wr.ticket, WcOpcode::from(wr.opcode));
+            self.full |= sent.push_sent(wr_id, ticket, opcode, self.ends.0, read).is_err();
+        }
+    }
+
+    /// The requester's bytes go to `to`. False: they can't, so.
+    #[inline(always)]
+    fn send(&mut self, data: &ShortData, to: &Span<'_>) -> bool {
+        match data {
+            ShortData::Sge(sge) => {
+                let from = self.ours.span(sge.lkey.0, sge.addr, sge.length.into(), Access::NONE);
+                from.map(|from| to.copy_from(&from)).is_some()
+            }
+            ShortData::Inline(bytes, len) => {
+                to.write(&bytes[..usize::from(*len).min(SHORT_INLINE)]);
+                true
+            }
+        }
+    }
+
+    /// WRITEs, as many as follow each other.
+    #[inline(never)]
+    fn writes(&mut self) {
+        while let Some(wr) = self.next().filter(|wr| wr.opcode == WrOpcode::RdmaWrite) {
+            let (key, addr) = (wr.rkey.0, wr.remote_addr);
+            let done = self.usual.length(&wr.data).filter(|&len| {
+                let to = self.theirs.span(key, addr, len, Access::REMOTE_WRITE);
+                to.is_some_and(|to| self.send(&wr.data, &to))
+            });
+            match done {
+                Some(len) => self.finish(wr, len, 0),
+                None => self.done.unusual = true,
+            }
+        }
+    }
+
+    /// READs, as many as follow each other.
+    #[inline(never)]
+    fn reads(&mut self) {
+        while let Some(wr) = self.next().filter(|wr| wr.opcode == WrOpcode::RdmaRead) {
+            let done = self.usual.length(&wr.data).filter(|&len| {
+                let ShortData::Sge(sge) = &wr.data else { return false };
+                let from = self.theirs.span(wr.rkey.0, wr.remote_addr, len, Access::REMOTE_READ);
+                let to = self.ours.span(sge.lkey.0, sge.addr, len, Access::LOCAL_WRITE);
+                to.zip(from).map(|(to, from)| to.copy_from(&from)).is_some()
+            });
+            match done {
+                Some(len) => self.finish(wr, len, wr.data.len()),
+                None => self.done.unusual = true,
+            }
+        }
+    }
+
+    /// SENDs, as many as follow each other.
+    #[inline(never)]
+    fn sends(&mut self, incoming: &mut Incoming<'_>) {
+        let is_send = |wr: &&ShortWr| matches!(wr.opcode, WrOpcode::Send | WrOpcode::SendWithImm);
+        while let Some(wr) = self.next().filter(is_send) {
+            let len = self.usual.length(&wr.data).filter(|len| incoming.deliver(self, wr, *len));
+            match len {
+                Some(len) => self.finish(wr, len, 0),
+                None => self.done.unusual = true,
+            }
         }
     }
 }
 
-/// What the peer of a burst lets us do.
-#[derive(Clone, Copy)]
-struct Allowed {
-    writes: bool,
-    reads: bool,
-    sends: bool,
+impl<'a> Incoming<'a> {
+    /// Looks at the WQEs of up to `max` messages. `cq` is held by the burst. `None` while somebody else has the
+    /// peer's CQ, whose burst may want ours.
+    #[inline]
+    fn begin(receive: Receive<'a>, cq: Option<&Arc<Cq>>, max: usize) -> Option<Self> {
+        let told = match (receive.cq(), cq) {
+            (theirs, Some(ours)) if Arc::ptr_eq(theirs, ours) => Told::Shared,
+            (theirs, _) => Told::Held(theirs.try_begin()?),
+        };
+        let mut wqes = [ShortRecv::default(); BURST];
+        let shown = receive.peek(&mut wqes[..max.min(BURST)]);
+        Some(Self { receive, wqes, shown, used: 0, told, solicited: false })
+    }
+
+    /// A message arrives for a WQE of one range. False: nothing was done, and the WQE is the next one still.
+    #[inline(always)]
+    fn deliver(&mut self, run: &mut Run<'_>, wr: &ShortWr, len: u64) -> bool {
+        let Some(wqe) = self.wqes[..self.shown].get(self.used) else { return false };
+        if u64::from(wqe.sge.length) < len {
+            return false;
+        }
+        let place = run.theirs.span(wqe.sge.lkey.0, wqe.sge.addr, len, Access::LOCAL_WRITE);
+        if !place.is_some_and(|place| run.send(&wr.data, &place)) {
+            return false;
+        }
+        self.used += 1;
+        let with_imm = wr.opcode == WrOpcode::SendWithImm;
+        let wc = WorkCompletion {
+            wr_id: wqe.wr_id,
+            ticket: wqe.ticket,
+            status: WcStatus::Success,
+            opcode: WcOpcode::Recv,
+            flags: if with_imm { WcFlags::WITH_IMM } else { WcFlags::default() },
+            qpn: run.ends.1,
+            byte_len: len as u32,
+            imm: if with_imm { wr.imm } else { 0 },
+            src_qpn: run.ends.0,
+            vendor_err: 0,
+        };
+        self.solicited |= wr.flags.contains(SendFlags::SOLICITED);
+        // One that has no room is missed at the end.
+        match (&mut self.told, &mut run.sent) {
+            (Told::Shared, Some(sent)) => drop(sent.push(&wc)),
+            (Told::Held(held), _) => drop(held.push(&wc)),
+            (Told::Shared, None) => {}
+        }
+        true
+    }
+
+    /// What was used is taken out, and reported.
+    fn end(self, peer: &Qp) {
+        let Self { mut receive, used, told, solicited, .. } = self;
+        receive.take_out(used);
+        if let Told::Held(held) = told
+            && let Err(overflowed) = held.end(solicited)
+        {
+            peer.overflowed(receive.cq(), overflowed);
+        }
+    }
 }
 
 impl Qp {
     /// Carries out as many of `wrs` as are as usual, in order. The QP was in RTS and had nothing else to
     /// do; its requester is locked. Never sleeps; bounded by `BURST` WRs and `PIECE` bytes, and what a
     /// single WR may have.
-    pub(super) fn burst(&self, r: &mut Requester, wrs: &[SendWr<'_>], guard: &Guard) -> Done {
+    pub(super) fn burst(&self, r: &mut Requester, wrs: &[ShortWr], guard: &Guard) -> Done {
         let Requester { attr, link, cq, .. } = r;
         let (next_psn, Some((peer, epoch))) = link.parts() else { return Done::NOTHING };
-        let first = wrs.first();
+        let usual = Usual::of(&self.created.cap);
         if self.created.xrc
-            || first.is_none_or(|wr| self.length_if_usual(wr).is_none())
+            || wrs.first().is_none_or(|wr| usual.length(&wr.data).is_none())
             || epoch != self.context.network.epoch()
         {
             return Done::NOTHING;
@@ -84,193 +264,67 @@ impl Qp {
             return Done::NOTHING;
         };
         let responder = &mut *responder;
-        let mut psn = *next_psn;
-        if !peer.as_usual(responder, (self.uid, epoch), psn, guard) {
+        let psn = *next_psn;
+        // Looked at once: with these locks neither side is modified, and an error that another thread finds
+        // meanwhile comes after this burst.
+        if !peer.as_usual(responder, (self.uid, epoch), psn, guard) || !peer.is_ready() {
             return Done::NOTHING;
         }
         let rc = self.created.qp_type == QpType::Rc;
-        let allowed = Allowed {
-            writes: responder.allows(Access::REMOTE_WRITE),
-            reads: rc && attr.max_rd_atomic > 0 && responder.allows(Access::REMOTE_READ),
-            sends: responder.takes_messages(),
+        let writes = responder.allows(Access::REMOTE_WRITE);
+        let reads = rc && attr.max_rd_atomic > 0 && responder.allows(Access::REMOTE_READ);
+        let (epsn, mut receive) = responder.parts();
+        let mut incoming = None;
+        let mut run = Run {
+            wrs: &wrs[..wrs.len().min(BURST)],
+            usual,
+            ends: (self.qpn, peer.qpn),
+            mtu: attr.path_mtu.bytes() as u64,
+            signal_all: self.created.signal_all,
+            ours: Finder::new(&self.context.mrs, self.created.pd, guard),
+            theirs: Finder::new(&peer.context.mrs, peer.created.pd, guard),
+            sent: cq.as_ref().map(|cq| cq.begin()),
+            psn,
+            done: Done { count: 0, bytes: 0, unusual: false },
+            full: false,
         };
-        let mtu = attr.path_mtu.bytes() as u64;
-        let mut received = Received { wcs: SmallVec::new(), solicited: false };
-        // Each can be polled at once. To write them all at the end was tried: the next lock then waits
-        // until the last of them has left the store buffer.
-        let mut sent = cq.as_ref().map(|cq| cq.begin());
-        let mut done = Done { count: 0, bytes: 0, unusual: false };
-        for wr in wrs.iter().take(BURST) {
-            let len = if self.state() == QpState::Rts && peer.is_ready() {
-                self.length_if_usual(wr)
-            } else {
-                None
-            };
-            let moved = len.filter(|&len| {
-                self.move_bytes(peer, responder, wr, len, allowed, &mut received, guard)
-            });
-            let Some(len) = moved else {
-                done.unusual = true;
-                break;
-            };
-            psn = psn.plus(packets(len, mtu));
-            done.count += 1;
-            done.bytes += len;
-            if let Some(wc) = self.send_completion(wr, len, WcStatus::Success)
-                && let Some(sent) = &mut sent
-                && sent.push(&wc).is_err()
-            {
-                break;
-            }
-            // What waits must not wait for long.
-            if done.bytes >= if received.wcs.is_empty() { PIECE } else { PROMPT } {
-                break;
+        while let Some(wr) = run.next() {
+            match wr.opcode {
+                WrOpcode::RdmaWrite if writes => run.writes(),
+                WrOpcode::RdmaRead if reads => run.reads(),
+                WrOpcode::Send | WrOpcode::SendWithImm => {
+                    if let Some(receive) = receive.take() {
+                        let left = run.wrs.len() - run.done.count;
+                        incoming = Incoming::begin(receive, cq.as_ref(), left);
+                    }
+                    match &mut incoming {
+                        Some(incoming) => run.sends(incoming),
+                        None => run.done.unusual = true,
+                    }
+                }
+                _ => run.done.unusual = true,
             }
         }
-        responder.advance(psn);
-        *next_psn = psn;
-        let told = sent.map(|sent| sent.end(false));
-        if let (Some(Err(overflowed)), Some(cq)) = (told, cq) {
+        let Run { psn, sent, done, .. } = run;
+        (*epsn, *next_psn) = (psn, psn);
+        let shared = incoming.as_ref().filter(|incoming| matches!(incoming.told, Told::Shared));
+        let (shared, solicited) = (shared.is_some(), shared.is_some_and(|i| i.solicited));
+        if let (Some(Err(overflowed)), Some(cq)) = (sent.map(|sent| sent.end(solicited)), &*cq) {
+            if shared {
+                peer.fatal_locked();
+            }
             self.overflowed(cq, overflowed);
         }
-        if !received.wcs.is_empty() {
-            peer.push_list(responder.cq.as_ref(), &received.wcs, received.solicited);
+        // With our own CQ no longer held.
+        if let Some(incoming) = incoming {
+            incoming.end(peer);
         }
         done
-    }
-
-    /// The bytes of a WR of a form that is dealt with here.
-    #[inline]
-    fn length_if_usual(&self, wr: &SendWr<'_>) -> Option<u64> {
-        let cap = &self.created.cap;
-        let len = match wr.data {
-            SendData::Sges([sge]) if cap.max_send_sge > 0 => u64::from(sge.length),
-            SendData::Inline(bytes) if bytes.len() <= cap.max_inline as usize => bytes.len() as u64,
-            _ => return None,
-        };
-        (len > 0 && len <= PIECE && wr.ud.is_none()).then_some(len)
     }
 
     /// Whether a requester's bytes may come here.
     #[inline]
     fn is_ready(&self) -> bool {
         matches!(self.state(), QpState::Rtr | QpState::Rts)
-    }
-
-    /// Moves the bytes of a WR. False: nothing was done.
-    #[inline]
-    #[expect(clippy::too_many_arguments, reason = "one step of a loop, apart for its length")]
-    fn move_bytes(
-        &self,
-        peer: &Qp,
-        responder: &mut Responder,
-        wr: &SendWr<'_>,
-        len: u64,
-        allowed: Allowed,
-        received: &mut Received,
-        guard: &Guard,
-    ) -> bool {
-        let mrs = &self.context.mrs;
-        match wr.opcode {
-            WrOpcode::RdmaWrite if allowed.writes => {
-                let Some(to) = peer.remote_span(wr, len, Access::REMOTE_WRITE, guard) else {
-                    return false;
-                };
-                let Some(from) = self.source(mrs, wr, len, guard) else { return false };
-                from.copy_to(&to);
-                true
-            }
-            WrOpcode::RdmaRead if allowed.reads => {
-                let SendData::Sges([sge]) = wr.data else { return false };
-                let Some(from) = peer.remote_span(wr, len, Access::REMOTE_READ, guard) else {
-                    return false;
-                };
-                let (pd, access) = (self.created.pd, Access::LOCAL_WRITE);
-                let to = mrs.span(sge.lkey.0, sge.addr, len, pd, access, guard);
-                to.is_some_and(|to| {
-                    to.copy_from(&from);
-                    true
-                })
-            }
-            WrOpcode::Send | WrOpcode::SendWithImm if allowed.sends => {
-                let Some(from) = self.source(mrs, wr, len, guard) else { return false };
-                peer.deliver(self, responder, wr, len, &from, received, guard)
-            }
-            _ => false,
-        }
-    }
-
-    #[inline]
-    fn source<'a>(
-        &self,
-        mrs: &Mrs,
-        wr: &SendWr<'a>,
-        len: u64,
-        guard: &'a Guard,
-    ) -> Option<Source<'a>> {
-        match wr.data {
-            SendData::Sges([sge]) => {
-                let pd = self.created.pd;
-                mrs.span(sge.lkey.0, sge.addr, len, pd, Access::NONE, guard).map(Source::Span)
-            }
-            SendData::Inline(bytes) => Some(Source::Bytes(bytes)),
-            _ => None,
-        }
-    }
-
-    /// What a request names here.
-    #[inline]
-    fn remote_span<'g>(
-        &self,
-        wr: &SendWr<'_>,
-        len: u64,
-        access: Access,
-        guard: &'g Guard,
-    ) -> Option<Span<'g>> {
-        self.context.mrs.span(wr.rkey.0, wr.remote_addr, len, self.created.pd, access, guard)
-    }
-
-    /// A message arrives here, for a receive WQE of one range. False: nothing was done, and the WQE is
-    /// the next one still.
-    #[inline]
-    #[expect(clippy::too_many_arguments, reason = "one step of a loop, apart for its length")]
-    fn deliver(
-        &self,
-        from: &Qp,
-        responder: &mut Responder,
-        wr: &SendWr<'_>,
-        len: u64,
-        data: &Source<'_>,
-        received: &mut Received,
-        guard: &Guard,
-    ) -> bool {
-        if !responder.take_ahead() {
-            return false;
-        }
-        let span = match responder.wqe.sges() {
-            [sge] if u64::from(sge.length) >= len => {
-                let (pd, access) = (self.created.pd, Access::LOCAL_WRITE);
-                self.context.mrs.span(sge.lkey.0, sge.addr, len, pd, access, guard)
-            }
-            _ => None,
-        };
-        let Some(to) = span else { return false };
-        data.copy_to(&to);
-        responder.use_up();
-        let with_imm = wr.opcode == WrOpcode::SendWithImm;
-        received.wcs.push(WorkCompletion {
-            wr_id: responder.wqe.wr_id,
-            ticket: responder.wqe.ticket,
-            status: WcStatus::Success,
-            opcode: WcOpcode::Recv,
-            flags: if with_imm { WcFlags::WITH_IMM } else { WcFlags::default() },
-            qpn: self.qpn,
-            byte_len: len as u32,
-            imm: if with_imm { wr.imm } else { 0 },
-            src_qpn: from.qpn,
-            vendor_err: 0,
-        });
-        received.solicited |= wr.flags.contains(SendFlags::SOLICITED);
-        true
     }
 }

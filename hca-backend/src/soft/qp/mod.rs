@@ -25,7 +25,7 @@ use rdma_midlayer::driver::{
 };
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{Gid, QpState, QpType, Qpn, RKey, WcStatus, WrOpcode};
-use rdma_midlayer::work::{MwBind, RecvWr, SendData, SendFlags, SendWr, WorkCompletion};
+use rdma_midlayer::work::{MwBind, RecvWr, SendData, SendFlags, SendWr, ShortWr, WorkCompletion};
 use rdma_midlayer::{Error, MaySleep, Result};
 
 use super::context::Context;
@@ -360,6 +360,10 @@ impl QpDriver for Qp {
             srqn: None,
         })?;
         Ok(rkey)
+    }
+
+    fn post_short_list(&self, wrs: &[ShortWr]) -> std::result::Result<(), BadWr> {
+        self.send_short_list(wrs)
     }
 
     fn post_malformed_send(&self, wqe: MalformedWqe) -> Result<()> {

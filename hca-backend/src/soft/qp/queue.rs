@@ -9,7 +9,7 @@ use super::local::{KeyChange, is_local};
 use crate::soft::rebind::Draining;
 use rdma_midlayer::driver::MalformedWqe;
 use rdma_midlayer::types::{RKey, Srqn, WrOpcode};
-use rdma_midlayer::work::{Flush, RecvWqe, RecvWr, SendData, SendFlags, SendWr, Sge};
+use rdma_midlayer::work::{Flush, RecvWqe, RecvWr, SendData, SendFlags, SendWr, Sge, ShortRecv};
 
 /// A send WR without its data.
 #[derive(Clone, Copy, Debug)]
@@ -250,6 +250,24 @@ impl RecvQueue {
         let Some((wr_id, ticket, count)) = self.headers.pop_front() else { return false };
         wqe.set(wr_id, ticket, self.sges.drain(..usize::from(count)));
         true
+    }
+
+    /// Shows the oldest WRs, in order, up to the first that is not of one SGE; how many.
+    pub(crate) fn peek_short(&self, to: &mut [ShortRecv]) -> usize {
+        // All before one that is shown have one SGE too.
+        let wqes = self.headers.iter().zip(&self.sges).take_while(|((.., count), _)| *count == 1);
+        let mut shown = 0;
+        for (to, (&(wr_id, ticket, _), &sge)) in to.iter_mut().zip(wqes) {
+            *to = ShortRecv { wr_id, ticket, sge };
+            shown += 1;
+        }
+        shown
+    }
+
+    /// Takes out some of those that were shown.
+    pub(crate) fn advance(&mut self, count: usize) {
+        self.headers.drain(..count.min(self.headers.len()));
+        self.sges.drain(..count.min(self.sges.len()));
     }
 
     /// Forgets all, and gives the memory back.

@@ -10,9 +10,11 @@ use rdma_midlayer::attr::{QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{BadWr, MalformedWqe, SendReady};
 use rdma_midlayer::rcu::{self, Guard};
 use rdma_midlayer::types::{Gid, Psn, QpState, WcOpcode, WcStatus, WrOpcode};
-use rdma_midlayer::work::{SendData, SendFlags, SendWr, WcFlags, WorkCompletion};
+use rdma_midlayer::work::{SendData, SendFlags, SendWr, ShortWr, WorkCompletion};
 use rdma_midlayer::{Error, Result};
+use smallvec::SmallVec;
 
+use super::burst::BURST;
 use super::datagram::Dest;
 use super::execute::{Link, Step};
 use super::local::{self, is_local};
@@ -158,11 +160,38 @@ impl Qp {
     /// post_send.
     #[inline]
     pub(super) fn send(&self, wr: &SendWr<'_>) -> Result<()> {
-        self.send_list(std::slice::from_ref(wr)).map_err(|bad| bad.error)
+        let short = match ShortWr::of(wr) {
+            Some(short) => self.send_short_list(std::slice::from_ref(&short)),
+            None => return self.send_long(wr),
+        };
+        short.map_err(|bad| bad.error)
     }
 
     /// post_send_list.
     pub(super) fn send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
+        let mut taken = 0;
+        while let Some(wr) = wrs.get(taken) {
+            let shorts = wrs[taken..].iter().map_while(ShortWr::of).take(BURST);
+            let shorts: SmallVec<[ShortWr; BURST]> = shorts.collect();
+            let (count, sent) = match &*shorts {
+                [] => (1, self.send_long(wr).map_err(|error| BadWr { taken: 0, error })),
+                shorts => (shorts.len(), self.send_short_list(shorts)),
+            };
+            sent.map_err(|bad| BadWr { taken: taken + bad.taken, ..bad })?;
+            taken += count;
+        }
+        Ok(())
+    }
+
+    /// Of a WR that has no short form.
+    fn send_long(&self, wr: &SendWr<'_>) -> Result<()> {
+        let guard = rcu::enter();
+        let mut requester = self.requester.0.lock();
+        self.send_one(&mut requester, wr, &guard).map(drop)
+    }
+
+    /// post_short_list.
+    pub(super) fn send_short_list(&self, wrs: &[ShortWr]) -> std::result::Result<(), BadWr> {
         let guard = rcu::enter();
         let mut taken = 0;
         while taken < wrs.len() {
@@ -182,8 +211,8 @@ impl Qp {
                     unusual = done.unusual;
                 }
                 if unusual && let Some(wr) = wrs.get(taken) {
-                    bytes +=
-                        self.send_one(r, wr, &guard).map_err(|error| BadWr { taken, error })?;
+                    let sent = self.send_one(r, &wr.wr(), &guard);
+                    bytes += sent.map_err(|error| BadWr { taken, error })?;
                     taken += 1;
                 }
             }
@@ -347,18 +376,9 @@ impl Qp {
         }
         let opcode = WcOpcode::from(wr.opcode);
         let read = matches!(opcode, WcOpcode::RdmaRead | WcOpcode::CompSwap | WcOpcode::FetchAdd);
-        Some(WorkCompletion {
-            wr_id: wr.wr_id,
-            ticket: wr.ticket,
-            status,
-            opcode,
-            flags: WcFlags::default(),
-            qpn: self.qpn,
-            byte_len: if read && status == WcStatus::Success { len as u32 } else { 0 },
-            imm: 0,
-            src_qpn: self.qpn,
-            vendor_err: 0,
-        })
+        let byte_len = if read && status == WcStatus::Success { len as u32 } else { 0 };
+        let wc = WorkCompletion::sent(wr.wr_id, wr.ticket, opcode, self.qpn, byte_len);
+        Some(WorkCompletion { status, ..wc })
     }
 
     /// The next step of the current WR, which changes a key.

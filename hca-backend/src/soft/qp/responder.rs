@@ -12,7 +12,7 @@ use rdma_midlayer::rcu::{self, Guard};
 use rdma_midlayer::types::{
     Access, Gid, Psn, QpState, QpType, Qpn, Srqn, WcOpcode, WcStatus, WrOpcode,
 };
-use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, WcFlags, WorkCompletion};
+use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, ShortRecv, WcFlags, WorkCompletion};
 use rdma_midlayer::{Error, Result};
 
 use super::execute::Step;
@@ -51,8 +51,6 @@ pub(super) struct Responder {
     pub(super) held: bool,
     /// The message in hand begins anew: pages for its first bytes were missing.
     paused: bool,
-    /// `wqe` holds the next WQE, which no message has yet.
-    ahead: Option<Ahead>,
     /// The source was asked to report new WQEs.
     doorbell: bool,
     /// The requester that waits for a WQE.
@@ -105,12 +103,37 @@ impl Request<'_> {
     }
 }
 
-/// What was taken before it was needed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ahead {
-    Wqe,
-    /// One that makes no sense.
-    Malformed,
+/// The receive queue of a QP's own and its CQ, apart from the rest of the responder.
+pub(super) struct Receive<'a> {
+    cq: &'a Arc<Cq>,
+    source: Option<&'a dyn RecvSource>,
+    queue: &'a mut RecvQueue,
+}
+
+impl<'a> Receive<'a> {
+    /// Where it completes.
+    #[inline]
+    pub(super) fn cq(&self) -> &'a Arc<Cq> {
+        self.cq
+    }
+
+    /// Shows the oldest WQEs, in order, up to the first that is not of one SGE; how many.
+    #[inline]
+    pub(super) fn peek(&self, to: &mut [ShortRecv]) -> usize {
+        match self.source {
+            Some(source) => source.peek_short(to),
+            None => self.queue.peek_short(to),
+        }
+    }
+
+    /// Takes out some of those that were shown.
+    #[inline]
+    pub(super) fn take_out(&mut self, count: usize) {
+        match self.source {
+            Some(source) => source.advance(count),
+            None => self.queue.advance(count),
+        }
+    }
 }
 
 /// Why a WQE could not be had.
@@ -143,7 +166,6 @@ impl Responder {
             wqe: RecvWqe::default(),
             held: false,
             paused: false,
-            ahead: None,
             doorbell: false,
             waiter: None,
             draining: None,
@@ -174,7 +196,6 @@ impl Responder {
         self.queue.clear();
         self.held = false;
         self.paused = false;
-        self.ahead = None;
         self.waiter = None;
         self.draining = None;
         self.established = false;
@@ -203,33 +224,17 @@ impl Responder {
         self.access.contains(access) && self.max_dest_rd_atomic > 0
     }
 
-    /// Whether messages find their WQEs in the QP's own receive queue, and nobody has waited for one.
+    /// The PSN expected next; and the receive queue, if messages find their WQEs in the QP's own and
+    /// nobody has waited for one.
     #[inline]
-    pub(super) fn takes_messages(&self) -> bool {
-        self.srq.is_none() && !self.held && !self.doorbell && self.waiter.is_none()
-    }
-
-    /// Takes a WQE that the next message may have, into `wqe`; until `use_up` it counts as not taken.
-    /// False if there is none, or it makes no sense.
-    #[inline]
-    pub(super) fn take_ahead(&mut self) -> bool {
-        if self.ahead.is_some() {
-            return self.ahead == Some(Ahead::Wqe);
-        }
-        let taken = self.take(None);
-        self.held = false;
-        self.ahead = match taken {
-            Ok(()) => Some(Ahead::Wqe),
-            Err(NoWqe::Malformed) => Some(Ahead::Malformed),
-            Err(NoWqe::Empty) => None,
-        };
-        taken.is_ok()
-    }
-
-    /// The WQE taken ahead is used.
-    #[inline]
-    pub(super) fn use_up(&mut self) {
-        self.ahead = None;
+    pub(super) fn parts(&mut self) -> (&mut Psn, Option<Receive<'_>>) {
+        let own = self.srq.is_none() && !self.held && !self.doorbell && self.waiter.is_none();
+        let receive = self.cq.as_ref().filter(|_| own).map(|cq| Receive {
+            cq,
+            source: self.source.as_deref(),
+            queue: &mut self.queue,
+        });
+        (&mut self.epsn, receive)
     }
 
     /// A request was carried out.
@@ -257,13 +262,6 @@ impl Responder {
     /// Takes the oldest WQE out of the receive queue, or the SRQ, where a requester may wait for it.
     #[inline]
     pub(super) fn take(&mut self, waiter: Option<&Qp>) -> std::result::Result<(), NoWqe> {
-        if let Some(ahead) = self.ahead.take() {
-            self.held = true;
-            return match ahead {
-                Ahead::Wqe => Ok(()),
-                Ahead::Malformed => Err(NoWqe::Malformed),
-            };
-        }
         let taken = match (&self.source, &self.srq) {
             (None, None) => Ok(match self.queue.pop_into(&mut self.wqe) {
                 true => Taken::Wqe,
@@ -732,8 +730,9 @@ impl Qp {
         if state == QpState::Reset {
             return Err(Error::BadState("post_recv"));
         }
-        let held = usize::from(responder.held || responder.ahead.is_some());
-        if responder.queue.len() + held >= self.created.cap.max_recv_wr as usize {
+        if responder.queue.len() + usize::from(responder.held)
+            >= self.created.cap.max_recv_wr as usize
+        {
             return Err(Error::QueueFull);
         }
         responder.queue.push(wr);
@@ -772,9 +771,6 @@ impl Qp {
             }
             self.fail_recv(responder, WcStatus::WrFlushErr);
         }
-        responder.srq.is_none()
-            && (responder.source.is_some()
-                || responder.ahead.is_some()
-                || !responder.queue.is_empty())
+        responder.srq.is_none() && (responder.source.is_some() || !responder.queue.is_empty())
     }
 }
