@@ -29,8 +29,9 @@ struct vrdma_message {
 	u8 answer[VRDMA_MESSAGE_MAX] __aligned(ARCH_KMALLOC_MINALIGN);
 };
 
-static int vrdma_exchange(struct vrdma_vdev *vd, u16 command, const void *request,
-			  size_t request_len, void *answer, size_t answer_len, u32 *status);
+static int vrdma_exchange(struct vrdma_vdev *vd, struct vrdma_message *msg, u16 command,
+			  const void *request, size_t request_len, void *answer, size_t answer_len,
+			  u32 *status);
 static int vrdma_submit(struct vrdma_control *control, struct vrdma_message *msg,
 			size_t request_len, size_t answer_len);
 static int vrdma_status_to_errno(struct vrdma_vdev *vd, u16 command, u32 status);
@@ -52,7 +53,31 @@ int vrdma_command(struct vrdma_vdev *vd, u16 command, const void *request, size_
 	u32 status;
 	int err;
 
-	err = vrdma_exchange(vd, command, request, request_len, answer, answer_len, &status);
+	err = vrdma_exchange(vd, NULL, command, request, request_len, answer, answer_len, &status);
+	if (err)
+		return err;
+	return vrdma_status_to_errno(vd, command, status);
+}
+
+/* For commands that are sent where nothing can be allocated, one at a time. */
+struct vrdma_message *vrdma_message_alloc(void)
+{
+	return kzalloc(sizeof(struct vrdma_message), GFP_KERNEL_ACCOUNT);
+}
+
+void vrdma_message_free(struct vrdma_message *msg)
+{
+	kfree(msg);
+}
+
+/* As vrdma_command(), without an answer. Sleeps, but allocates nothing. */
+int vrdma_command_reserved(struct vrdma_vdev *vd, struct vrdma_message *msg, u16 command,
+			   const void *request, size_t request_len)
+{
+	u32 status;
+	int err;
+
+	err = vrdma_exchange(vd, msg, command, request, request_len, NULL, 0, &status);
 	if (err)
 		return err;
 	return vrdma_status_to_errno(vd, command, status);
@@ -78,7 +103,7 @@ int vrdma_destroy(struct vrdma_vdev *vd, u16 command, u32 number)
 	u32 status;
 	int err;
 
-	err = vrdma_exchange(vd, command, &request, sizeof(request), NULL, 0, &status);
+	err = vrdma_exchange(vd, NULL, command, &request, sizeof(request), NULL, 0, &status);
 	if (err == -ENOMEM)
 		return err;
 	if (err)
@@ -141,9 +166,13 @@ void vrdma_control_fail_all(struct vrdma_vdev *vd)
 	wake_up_all(&control->room);
 }
 
-/* 0 and the answer's status, or an error when there is no answer. */
-static int vrdma_exchange(struct vrdma_vdev *vd, u16 command, const void *request,
-			  size_t request_len, void *answer, size_t answer_len, u32 *status)
+/*
+ * 0 and the answer's status, or an error when there is no answer. `reserved` is the caller's message, or
+ * NULL.
+ */
+static int vrdma_exchange(struct vrdma_vdev *vd, struct vrdma_message *reserved, u16 command,
+			  const void *request, size_t request_len, void *answer, size_t answer_len,
+			  u32 *status)
 {
 	struct vrdma_control *control = &vd->control;
 	unsigned long deadline = jiffies + max(command_timeout, 1U) * HZ;
@@ -156,7 +185,7 @@ static int vrdma_exchange(struct vrdma_vdev *vd, u16 command, const void *reques
 			 answer_len > VRDMA_MESSAGE_MAX - sizeof(*head)))
 		return -EINVAL;
 
-	msg = kzalloc(sizeof(*msg), GFP_KERNEL);
+	msg = reserved ?: kzalloc(sizeof(*msg), GFP_KERNEL);
 	if (!msg)
 		return -ENOMEM;
 	init_completion(&msg->done);
@@ -202,7 +231,8 @@ static int vrdma_exchange(struct vrdma_vdev *vd, u16 command, const void *reques
 		memcpy(answer, head + 1, answer_len);
 	}
 out:
-	kfree(msg);
+	if (!reserved)
+		kfree(msg);
 	return err;
 }
 

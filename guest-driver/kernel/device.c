@@ -148,6 +148,15 @@ static void vrdma_copy_device_attr(struct ib_device_attr *attr, const struct vrd
 	}
 	if (hca->capabilities & VIRTIO_RDMA_CAP_DEVICE_MEMORY)
 		attr->max_dm_size = le64_to_cpu(wire->max_dm_size);
+	if (hca->capabilities & VIRTIO_RDMA_CAP_ON_DEMAND) {
+		/* Numbered alike. */
+		attr->odp_caps.general_caps = le32_to_cpu(wire->odp_caps);
+		attr->odp_caps.per_transport_caps.rc_odp_caps = le32_to_cpu(wire->odp_rc);
+		attr->odp_caps.per_transport_caps.uc_odp_caps = le32_to_cpu(wire->odp_uc);
+		attr->odp_caps.per_transport_caps.ud_odp_caps = le32_to_cpu(wire->odp_ud);
+		attr->odp_caps.per_transport_caps.xrc_odp_caps = le32_to_cpu(wire->odp_xrc);
+		attr->kernel_cap_flags |= IBK_ON_DEMAND_PAGING;
+	}
 	vrdma_set_cap_flags(attr, hca);
 }
 
@@ -182,6 +191,9 @@ const struct ib_device_ops vrdma_device_ops = {
 	.uverbs_abi_ver = VIRTIO_RDMA_UVERBS_ABI_VERSION,
 
 	.add_gid = vrdma_add_gid,
+#ifdef CONFIG_INFINIBAND_ON_DEMAND_PAGING
+	.advise_mr = vrdma_advise_mr,
+#endif
 	.alloc_dm = vrdma_alloc_dm,
 	.alloc_hw_port_stats = vrdma_alloc_hw_port_stats,
 	.alloc_mr = vrdma_alloc_mr,

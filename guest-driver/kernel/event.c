@@ -202,6 +202,8 @@ static void vrdma_handle_event(struct vrdma_vdev *vd, const struct virtio_rdma_a
 		return vrdma_dispatch(vd, IB_EVENT_PORT_ERR);
 	case VIRTIO_RDMA_EVENT_GID_CHANGE:
 		return vrdma_dispatch(vd, IB_EVENT_GID_CHANGE);
+	case VIRTIO_RDMA_EVENT_PAGE_FAULT:
+		return vrdma_odp_event(vd, number);
 	case VIRTIO_RDMA_EVENT_HCA_ADDED:
 	case VIRTIO_RDMA_EVENT_HCA_REMOVED:
 		return vrdma_resync(vd, false);

@@ -6,6 +6,12 @@
  */
 #include "vrdma.h"
 
+#ifdef CONFIG_INFINIBAND_ON_DEMAND_PAGING
+#define VRDMA_CAP_ON_DEMAND VIRTIO_RDMA_CAP_ON_DEMAND
+#else
+#define VRDMA_CAP_ON_DEMAND 0
+#endif
+
 /* What this driver can make use of. */
 #define VRDMA_CAPABILITIES                                                                       \
 	(VIRTIO_RDMA_CAP_UC | VIRTIO_RDMA_CAP_UD | VIRTIO_RDMA_CAP_SRQ |                         \
@@ -13,7 +19,7 @@
 	 VIRTIO_RDMA_CAP_FAST_REG | VIRTIO_RDMA_CAP_MW | VIRTIO_RDMA_CAP_REREG_MR |              \
 	 VIRTIO_RDMA_CAP_MCAST | VIRTIO_RDMA_CAP_XRC | VIRTIO_RDMA_CAP_ATOMIC_WRITE |            \
 	 VIRTIO_RDMA_CAP_FLUSH | VIRTIO_RDMA_CAP_LOCAL_DMA_LKEY |                                \
-	 VIRTIO_RDMA_CAP_DEVICE_MEMORY)
+	 VIRTIO_RDMA_CAP_DEVICE_MEMORY | VRDMA_CAP_ON_DEMAND)
 
 static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation);
 static int vrdma_init_hca(struct vrdma_hca *hca);

@@ -65,6 +65,8 @@ static int vrdma_probe(struct virtio_device *vdev)
 	xa_init_flags(&vd->cqs, XA_FLAGS_LOCK_IRQ);
 	xa_init_flags(&vd->qps, XA_FLAGS_LOCK_IRQ);
 	xa_init_flags(&vd->srqs, XA_FLAGS_LOCK_IRQ);
+	xa_init_flags(&vd->odp_mrs, XA_FLAGS_LOCK_IRQ);
+	xa_init_flags(&vd->odp_keys, XA_FLAGS_LOCK_IRQ);
 
 	err = vrdma_check_addresses(vd);
 	if (err)
@@ -133,6 +135,8 @@ static void vrdma_remove(struct virtio_device *vdev)
 	WARN_ON(!xa_empty(&vd->cqs));
 	WARN_ON(!xa_empty(&vd->qps));
 	WARN_ON(!xa_empty(&vd->srqs));
+	WARN_ON(!xa_empty(&vd->odp_mrs));
+	WARN_ON(!xa_empty(&vd->odp_keys));
 	vrdma_status_page_free(vd);
 	kfree(vd->vectors);
 	kfree(vd);

@@ -101,13 +101,20 @@ struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 i
 	if (dmah)
 		return ERR_PTR(-EOPNOTSUPP);
 #endif
-	err = vrdma_check_access(hca, access);
+	/* Pages of memory on demand are the kernel's, whatever the mapping has. */
+	err = vrdma_check_access(hca, access & IB_ACCESS_ON_DEMAND ?
+					      access & ~(IB_ACCESS_ON_DEMAND | IB_ACCESS_HUGETLB) :
+					      access);
 	if (err)
 		return ERR_PTR(err);
 	if (access & IB_ZERO_BASED)
 		iova = 0;
+	if (access & IB_ACCESS_ON_DEMAND && !start && length == U64_MAX)
+		return vrdma_odp_reg_mr(ibpd, start, length, iova, access);
 	if (!length || length > le64_to_cpu(hca->attr.max_mr_size))
 		return ERR_PTR(-EINVAL);
+	if (access & IB_ACCESS_ON_DEMAND)
+		return vrdma_odp_reg_mr(ibpd, start, length, iova, access);
 
 	mr = kzalloc(sizeof(*mr), GFP_KERNEL);
 	if (!mr)
@@ -138,9 +145,17 @@ int vrdma_dereg_mr(struct ib_mr *ibmr, struct ib_udata *udata)
 	struct vrdma_mr *mr = to_vmr(ibmr);
 	int err;
 
+	if (mr->odp)
+		vrdma_odp_ending(mr, true);
 	err = vrdma_destroy(to_vhca(ibmr->device)->vd, VIRTIO_RDMA_CMD_DEREG_MR, mr->mrn);
-	if (err)
+	if (err) {
+		if (mr->odp)
+			vrdma_odp_ending(mr, false);
 		return err;
+	}
+	if (mr->odp)
+		vrdma_odp_release(mr);
+	kfree(mr->odp);
 	ib_umem_release(mr->umem);
 	vrdma_buf_free(to_vhca(ibmr->device)->vd, &mr->list);
 	kfree(mr);

@@ -85,6 +85,8 @@ struct vrdma_vdev {
 	struct xarray cqs; /* by CQN; its lock is taken in interrupts */
 	struct xarray qps; /* by QPN; likewise */
 	struct xarray srqs; /* by SRQN; likewise */
+	struct xarray odp_mrs; /* those with `odp`, by MRN; likewise */
+	struct xarray odp_keys; /* and by key */
 };
 
 /* A user access region: where pending work is shown (uctx.c). Kernel QPs share one. */
@@ -163,6 +165,8 @@ struct vrdma_mr {
 	struct ib_umem *umem;
 	int access;
 	struct mutex lock; /* of re-registration */
+
+	struct vrdma_odp *odp; /* of user memory on demand (odp.c); NULL otherwise */
 
 	/* For fast registration: the list, shared with the device (fastreg.c). */
 	struct vrdma_buf list;
@@ -275,6 +279,10 @@ int vrdma_command(struct vrdma_vdev *vd, u16 command, const void *request, size_
 int vrdma_command_number(struct vrdma_vdev *vd, u16 command, u32 number, void *answer,
 			 size_t answer_len);
 int vrdma_destroy(struct vrdma_vdev *vd, u16 command, u32 number);
+struct vrdma_message *vrdma_message_alloc(void);
+void vrdma_message_free(struct vrdma_message *msg);
+int vrdma_command_reserved(struct vrdma_vdev *vd, struct vrdma_message *msg, u16 command,
+			   const void *request, size_t request_len);
 
 /* pages.c */
 int vrdma_buf_alloc(struct vrdma_vdev *vd, struct vrdma_buf *buf, size_t bytes);
@@ -342,6 +350,31 @@ u32 vrdma_access_to_wire(int access);
 int vrdma_check_access(struct vrdma_hca *hca, int access);
 int vrdma_alloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
 int vrdma_dealloc_xrcd(struct ib_xrcd *ibxrcd, struct ib_udata *udata);
+
+/* odp.c */
+#ifdef CONFIG_INFINIBAND_ON_DEMAND_PAGING
+struct ib_mr *vrdma_odp_reg_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 iova, int access);
+void vrdma_odp_ending(struct vrdma_mr *mr, bool ending);
+void vrdma_odp_release(struct vrdma_mr *mr);
+void vrdma_odp_event(struct vrdma_vdev *vd, u32 mrn);
+int vrdma_advise_mr(struct ib_pd *ibpd, enum ib_uverbs_advise_mr_advice advice, u32 flags,
+		    struct ib_sge *sg_list, u32 num_sge, struct uverbs_attr_bundle *attrs);
+#else
+static inline struct ib_mr *vrdma_odp_reg_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 iova,
+					     int access)
+{
+	return ERR_PTR(-EOPNOTSUPP);
+}
+static inline void vrdma_odp_ending(struct vrdma_mr *mr, bool ending)
+{
+}
+static inline void vrdma_odp_release(struct vrdma_mr *mr)
+{
+}
+static inline void vrdma_odp_event(struct vrdma_vdev *vd, u32 mrn)
+{
+}
+#endif
 
 /* fastreg.c */
 struct ib_mr *vrdma_alloc_mr(struct ib_pd *ibpd, enum ib_mr_type type, u32 max_num_sg);

@@ -178,6 +178,7 @@ static void vrdma_free_context(struct ibv_context *context)
 }
 
 static const struct verbs_context_ops vrdma_ops = {
+	.advise_mr = vrdma_advise_mr,
 	.alloc_dm = vrdma_alloc_dm,
 	.alloc_mw = vrdma_alloc_mw,
 	.alloc_parent_domain = vrdma_alloc_parent_domain,
