@@ -250,7 +250,7 @@ abi_structs! {
         pub duplicate_request: Le64,
         /// Requests that came too early: one before was lost.
         pub out_of_seq_request: Le64,
-        /// Answers that came too early.
+        /// NAKs for the sequence that this device's requesters got.
         pub rcvd_seq_err: Le64,
         /// RNR NAKs that this device's requesters got.
         pub rcvd_rnr_err: Le64,

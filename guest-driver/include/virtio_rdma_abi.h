@@ -922,7 +922,7 @@ struct virtio_rdma_counters {
 	__le64 duplicate_request;
 	/* Requests that came too early: one before was lost. */
 	__le64 out_of_seq_request;
-	/* Answers that came too early. */
+	/* NAKs for the sequence that this device's requesters got. */
 	__le64 rcvd_seq_err;
 	/* RNR NAKs that this device's requesters got. */
 	__le64 rcvd_rnr_err;

@@ -92,6 +92,12 @@ pub trait ContextDriver: Any + Send + Sync {
         Violations::default()
     }
 
+    /// What the tenant's QPs have counted of their packets: names, as rxe has them (the kernel's
+    /// get_hw_stats), and values. Never sleeps; takes time for each QP.
+    fn hw_stats(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Stops the tenant: when it returns, no memory of the tenant's is read or written any more, by
     /// its own work requests or by a peer's, and none of its CQs or receive sources is called. Work
     /// stays queued; peers see packets lost (time-outs and retries as for a cut cable). May sleep.

@@ -42,7 +42,19 @@ pub struct Counters {
     error_completions: AtomicU64,
     bad_pkey: AtomicU64,
     qkey_viol: AtomicU64,
+    /// Of packets: as the HCA has them, by names of their own.
+    packets: [AtomicU64; PACKETS.len()],
 }
+
+/// What an HCA counts of packets and guests are told of.
+const PACKETS: [&str; 6] = [
+    "duplicate_request",
+    "out_of_seq_request",
+    "rcvd_seq_err",
+    "rcvd_rnr_err",
+    "retry_exceeded_err",
+    "retry_rnr_exceeded_err",
+];
 
 impl Counters {
     /// Keeps the counts of a QP that goes.
@@ -92,22 +104,33 @@ impl Counters {
 
     /// All counts, when there are no living objects.
     pub fn of_the_past(&self) -> Answer {
-        self.answer(Violations::default(), [].into_iter(), [].into_iter(), [].into_iter())
+        self.answer(Violations::default(), [].into_iter(), [].into_iter(), [].into_iter(), &[])
     }
 
-    /// All counts, with those of the living objects.
+    /// Keeps what an HCA has counted of the packets of a context that goes.
+    pub fn retire_packets(&self, hw_stats: &[(&'static str, u64)]) {
+        for (name, n) in hw_stats {
+            if let Some(at) = PACKETS.iter().position(|known| known == name) {
+                self.packets[at].fetch_add(*n, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// All counts, with those of the living objects, and of the context's packets.
     pub fn answer<'a>(
         &self,
         violations: Violations,
         qps: impl Iterator<Item = &'a QpPath>,
         cqs: impl Iterator<Item = &'a CqPath>,
         srqs: impl Iterator<Item = &'a SrqPath>,
+        hw_stats: &[(&'static str, u64)],
     ) -> Answer {
         let violations = self.violations(violations);
         let living = Counters::default();
         qps.for_each(|qp| living.retire_qp(qp));
         cqs.for_each(|cq| living.retire_cq(cq));
         srqs.for_each(|srq| living.retire_srq(srq));
+        living.retire_packets(hw_stats);
         let sum = |of: fn(&Counters) -> &AtomicU64| {
             let n = of(self).load(Ordering::Relaxed) + of(&living).load(Ordering::Relaxed);
             n.into()
@@ -128,6 +151,12 @@ impl Counters {
             bad_pkey: violations.pkey.into(),
             qkey_viol: violations.qkey.into(),
             qp_moves: sum(|c| &c.qp_moves),
+            duplicate_request: sum(|c| &c.packets[0]),
+            out_of_seq_request: sum(|c| &c.packets[1]),
+            rcvd_seq_err: sum(|c| &c.packets[2]),
+            rcvd_rnr_err: sum(|c| &c.packets[3]),
+            retry_exceeded_err: sum(|c| &c.packets[4]),
+            retry_rnr_exceeded_err: sum(|c| &c.packets[5]),
             ..Answer::default()
         }
     }

@@ -14,7 +14,7 @@ use crate::device::{Device, DeviceConfig};
 use crate::hca::{self, GidMap, OpenError, Surroundings};
 use crate::hotplug::{self, Died};
 use crate::spec::HcaSpec;
-use crate::wire::{self, Core, GuestNet, Joined, WireConfig, Wires};
+use crate::wire::{self, Core, Counted, GuestNet, Joined, WireConfig, Wires};
 use crate::worker::{Worker, WorkerConfig, Workers};
 
 /// How to start a daemon.
@@ -411,9 +411,9 @@ impl Daemon {
         self.sockets.iter().map(|s| &s.device)
     }
 
-    /// The counters of ports and of what is connected to them, in lines for the log.
-    pub fn report_wires(&self) -> Vec<String> {
-        self.wires.report()
+    /// The counters of ports and of what is connected to them.
+    pub fn wire_counts(&self) -> Vec<Counted> {
+        self.wires.counts()
     }
 
     /// The devices with their sockets, and whether a front end is connected there.

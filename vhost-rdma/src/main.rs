@@ -57,7 +57,11 @@ impl MutEventSubscriber for Signals {
             let _ = self.report.read(&mut [0; 16]);
             let daemon = self.daemon.borrow();
             daemon.devices().for_each(|device| log::info!("{}", device.report()));
-            daemon.report_wires().iter().for_each(|line| log::info!("{line}"));
+            for counted in daemon.wire_counts() {
+                let some = counted.counts.iter().filter(|(_, n)| *n > 0);
+                let some: Vec<_> = some.map(|(name, n)| format!("{name} {n}")).collect();
+                log::info!("{}: {}", counted.who, some.join(", "));
+            }
         }
     }
 

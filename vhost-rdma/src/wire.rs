@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hca_backend::soft::port::{Dgram, MAX_MTU, Member, MemberId, PcapFile, Wire};
 use rdma_midlayer::driver::Poller;
 
-pub use hca_backend::soft::port::{Core, OpenError, PortSpec};
+pub use hca_backend::soft::port::{Core, Counted, OpenError, PortSpec};
 
 use crate::worker::Worker;
 
@@ -143,9 +143,9 @@ impl Wires {
         }
     }
 
-    /// The ports' counters, in lines for the log.
-    pub fn report(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+    /// What was counted: of every port in frames, of every HCA in packets, and of every QP.
+    pub fn counts(&self) -> Vec<Counted> {
+        let mut all = Vec::new();
         for (network, place) in &self.list {
             for (guest, counters) in place.wire.exchange().counters() {
                 let who = match guest {
@@ -155,11 +155,14 @@ impl Wires {
                         format!("virtio-net of {mac}")
                     }
                 };
-                lines.push(format!("network {network}, {who}: {counters:?}"));
+                all.push(Counted {
+                    who: format!("network {network}, {who}"),
+                    counts: counters.list(),
+                });
             }
-            lines.extend(place.wire.report());
+            all.extend(place.wire.counts());
         }
-        lines
+        all
     }
 }
 

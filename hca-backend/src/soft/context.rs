@@ -28,6 +28,7 @@ use super::qp::{GSI_QPN, Qp};
 use super::rebound::{FastMr, Fmr, Mw};
 use super::spin::SpinLock;
 use super::srq::Srq;
+use super::wire::counters::Counters;
 use super::xrc::Xrcd;
 
 /// Numbers below are special or reserved (QP0, QP1).
@@ -41,6 +42,8 @@ pub(crate) struct Context {
     pollers: Vec<Arc<SoftPoller>>,
     events: Arc<dyn EventSink>,
     pub(crate) network: Arc<Network>,
+    /// What QPs that are gone have counted of their packets.
+    counters: Counters,
     /// Neither its memory nor its queues may be touched.
     suspended: AtomicBool,
     gids: SpinLock<Vec<Option<GidEntry>>>,
@@ -75,6 +78,7 @@ impl Context {
             pollers,
             events: init.events,
             network,
+            counters: Counters::default(),
             suspended: AtomicBool::new(false),
             gids: SpinLock::new(Vec::new()),
             mrs: Mrs::new(limits.max_mr),
@@ -114,12 +118,16 @@ impl Context {
 
     /// What was counted of each QP that has talked by packets.
     pub(crate) fn wire_counters(&self) -> Vec<QpCounts> {
-        let numbers = [GSI_QPN.0].into_iter().chain(FIRST_QPN..FIRST_QPN + self.limits.max_qp);
-        let all = numbers.filter_map(|qpn| {
-            let counts = self.qp(Qpn(qpn))?.wire_counters();
-            Some(QpCounts { tenant: self.name.clone(), qpn: Qpn(qpn), counts })
+        let all = self.each_qp().map(|qp| {
+            let counts = qp.wire_counters().map_or(Vec::new(), Counters::list);
+            QpCounts { tenant: self.name.clone(), qpn: qp.qpn(), counts }
         });
         all.filter(|qp| qp.counts.iter().any(|(_, count)| *count > 0)).collect()
+    }
+
+    fn each_qp(&self) -> impl Iterator<Item = Arc<Qp>> {
+        let numbers = [GSI_QPN.0].into_iter().chain(FIRST_QPN..FIRST_QPN + self.limits.max_qp);
+        numbers.filter_map(|qpn| self.qp(Qpn(qpn)))
     }
 
     /// Whether a packet for a GID, in a VLAN or none, is for this context. Never sleeps.
@@ -179,7 +187,11 @@ impl Context {
 
     /// Unpublishes a QP; returns when nobody can be finding it any more.
     pub(crate) fn remove_qp(&self, cx: &MaySleep, qpn: Qpn) {
-        drop(self.qps.remove(cx, qpn.0 as usize));
+        let qp = self.qps.remove(cx, qpn.0 as usize);
+        if let Some(counters) = qp.as_ref().and_then(|qp| qp.wire_counters()) {
+            self.counters.add(counters);
+        }
+        drop(qp);
         // QP1 is not of the pool, which takes no notice of it.
         locked(&self.qpns).give_back(qpn.0);
     }
@@ -235,6 +247,17 @@ impl ContextDriver for Context {
             self.network.leave(old.gid, self);
         }
         Ok(())
+    }
+
+    fn hw_stats(&self) -> Vec<(&'static str, u64)> {
+        let sum = Counters::default();
+        sum.add(&self.counters);
+        self.each_qp().for_each(|qp| {
+            if let Some(counters) = qp.wire_counters() {
+                sum.add(counters);
+            }
+        });
+        sum.list()
     }
 
     fn alloc_pd(&self, _cx: &MaySleep) -> Result<Arc<dyn PdDriver>> {

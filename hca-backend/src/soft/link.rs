@@ -19,7 +19,7 @@ use rdma_midlayer::types::{Gid, Mtu, Qpn};
 use super::context::Context;
 use super::groups::Parcels;
 use super::network::Network;
-use super::port::Core;
+use super::port::{Core, Counted};
 use super::qp::Qp;
 use super::run_queue::RunQueue;
 use super::spin::SpinLock;
@@ -406,24 +406,19 @@ impl Core for Link {
         self.next_deadline()
     }
 
-    fn report(&self) -> Vec<String> {
+    fn counts(&self) -> Vec<Counted> {
         let name = &self.config.name;
-        let port = format!("{name}, RoCE: {}", line(self.counters()));
-        let qps = self.qp_counters().into_iter();
-        let of_qp =
-            |qp: QpCounts| format!("{name}, {}, QP {}: {}", qp.tenant, qp.qpn, line(qp.counts));
-        std::iter::once(port).chain(qps.map(of_qp)).collect()
+        let port = Counted { who: format!("{name}, RoCE"), counts: self.counters() };
+        let of_qp = |qp: QpCounts| Counted {
+            who: format!("{name}, {}, QP {}", qp.tenant, qp.qpn),
+            counts: qp.counts,
+        };
+        std::iter::once(port).chain(self.qp_counters().into_iter().map(of_qp)).collect()
     }
 
     fn set_waker(&self, waker: Arc<dyn Waker>) {
         self.set_waker(waker);
     }
-}
-
-/// Counts in one line, without those that are 0.
-fn line(counts: Vec<(&'static str, u64)>) -> String {
-    let some = counts.into_iter().filter(|(_, count)| *count > 0);
-    some.map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }
 
 impl Armed {

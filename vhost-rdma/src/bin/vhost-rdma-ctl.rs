@@ -25,6 +25,7 @@ The daemon must have been started with --control, by the same user:
   vhost-rdma-ctl device list                                       which there are, and who is connected
   vhost-rdma-ctl hca remove soft0                                  guests see the HCA go …
   vhost-rdma-ctl hca add soft                                      … and come back, without a reboot
+  vhost-rdma-ctl wire                                              retransmits, NAKs, lost frames, by QP
   vhost-rdma-ctl --json counters vm1 | jq                          for programs
 
 Programs may speak to the socket themselves: a line of JSON is a request, a line its answer:
@@ -64,6 +65,10 @@ enum Command {
     /// GIDs of guests, and what stands for them on the wire (verbs HCAs).
     #[command(subcommand)]
     Gid(GidCommand),
+    /// What has passed on the wire and what went wrong there: of ports, HCAs and QPs.
+    ///
+    /// Counters that are 0 are left out, unless --json is given.
+    Wire,
     /// What devices have counted: messages, bytes, doorbells, interrupts, errors.
     Counters {
         /// Only this device: its name, or its socket's path.
@@ -203,6 +208,7 @@ fn request(command: &Command) -> Request {
             Request::GidUnmap { hca: hca.clone(), network: *net, guest: guest.clone() }
         }
         Command::Gid(GidCommand::List { hca }) => Request::GidList { hca: hca.clone() },
+        Command::Wire => Request::WireCounters,
         Command::Counters { device } => Request::Counters { name: device.clone() },
     }
 }
@@ -227,7 +233,8 @@ fn show(command: &Command, value: Value) -> String {
         Command::Hca(HcaCommand::List) => read(&value).map(hca_table),
         Command::Device(DeviceCommand::List) => read(&value).map(device_table),
         Command::Gid(GidCommand::List { .. }) => read(&value).map(gid_table),
-        Command::Counters { .. } => read(&value).map(counter_table),
+        Command::Wire => read(&value).map(|all| counter_table("WHO", all, |n| n != 0)),
+        Command::Counters { .. } => read(&value).map(|all| counter_table("SOCKET", all, |_| true)),
         _ if value.is_null() => return String::new(),
         _ => None,
     };
@@ -267,12 +274,13 @@ fn gid_table(gids: Vec<Gid>) -> String {
     table(&["NET", "GUEST", "WIRE"], rows.collect())
 }
 
-fn counter_table(devices: Map<String, Value>) -> String {
-    let rows = devices.iter().flat_map(|(socket, counts)| {
+fn counter_table(whose: &str, all: Map<String, Value>, shown: fn(u64) -> bool) -> String {
+    let rows = all.iter().flat_map(|(who, counts)| {
         let counts = counts.as_object().into_iter().flatten();
-        counts.map(move |(name, n)| vec![socket.clone(), name.clone(), n.to_string()])
+        let counts = counts.filter(|(_, n)| n.as_u64().is_none_or(shown));
+        counts.map(move |(name, n)| vec![who.clone(), name.clone(), n.to_string()])
     });
-    table(&["SOCKET", "COUNTER", "VALUE"], rows.collect())
+    table(&[whose, "COUNTER", "VALUE"], rows.collect())
 }
 
 /// Columns as wide as what is in them; the last one ends where it ends.

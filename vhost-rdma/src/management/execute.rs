@@ -61,6 +61,7 @@ fn try_execute(cx: &MaySleep, daemon: &mut Daemon, request: Request) -> Result<V
             log::info!("management: {hca}: {guest} of network {network} is itself on the wire");
             Ok(Value::Null)
         }
+        Request::WireCounters => Ok(wire_counters(daemon)),
         Request::Counters { name } => all_counters(daemon, name.as_deref()),
     }
 }
@@ -131,6 +132,14 @@ fn all_counters(daemon: &Daemon, name: Option<&str>) -> Result<Value, String> {
         })
         .collect::<Map<_, _>>();
     Ok(Value::Object(all))
+}
+
+fn wire_counters(daemon: &Daemon) -> Value {
+    let all = daemon.wire_counts().into_iter().map(|counted| {
+        let counts = counted.counts.into_iter().map(|(name, n)| (name.to_owned(), n.into()));
+        (counted.who, Value::Object(counts.collect()))
+    });
+    Value::Object(all.collect())
 }
 
 fn hca_of(device: &Device) -> &str {

@@ -80,6 +80,8 @@ pub enum Request {
         /// The guest's GID, as an IPv4 or IPv6 address.
         guest: String,
     },
+    /// What was counted on the wire, of ports, HCAs and QPs: an object of objects of numbers.
+    WireCounters,
     /// What devices counted: an object of objects of numbers, by socket.
     Counters {
         /// The name or socket of the only device to tell of.

@@ -35,7 +35,7 @@ pub use rx_buffer::RxBuffer;
 pub use spec::{PortKind, PortSpec};
 pub use switch::{Switch, SwitchPort};
 pub use tap::Tap;
-pub use wire::{Core, Wire};
+pub use wire::{Core, Counted, Wire};
 
 /// Ethernet header and one VLAN tag: what a frame has beside the bytes that an MTU counts.
 pub const ETHERNET_OVERHEAD: usize = 18;
@@ -98,6 +98,20 @@ pub struct PortCounters {
     pub send_dropped: u64,
     /// Frames that came and were lost here.
     pub receive_dropped: u64,
+}
+
+impl PortCounters {
+    /// Names and values.
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("sent", self.sent),
+            ("sent_bytes", self.sent_bytes),
+            ("received", self.received),
+            ("received_bytes", self.received_bytes),
+            ("send_dropped", self.send_dropped),
+            ("receive_dropped", self.receive_dropped),
+        ]
+    }
 }
 
 /// Why a port can't be opened: the cause, and what the operator can do.

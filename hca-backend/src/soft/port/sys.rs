@@ -212,7 +212,7 @@ fn receive_message(
     let Some(slot) = buffer.slots().next() else { return Ok(0) };
     let mut control = MaybeUninit::<Control>::uninit();
     let mut piece = room(slot, offset);
-    let mut header = empty_header(&mut piece, with_control.then(|| control.as_mut_ptr()));
+    let mut header = empty_header(&mut piece, with_control.then_some(control.as_mut_ptr()));
     // SAFETY: the header points to a slot, a piece and a control, borrowed mutably or owned here.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
     if length < 0 {

@@ -48,11 +48,20 @@ pub trait Core: Send + Sync {
     /// When it is to be asked again at the latest.
     fn next_deadline(&self) -> Option<Instant>;
 
-    /// What it counted, in lines for the log.
-    fn report(&self) -> Vec<String>;
+    /// What it counted, of the port and of each QP.
+    fn counts(&self) -> Vec<Counted>;
 
     /// Whom to tell when there is something to send, or a nearer deadline, while nobody asks.
     fn set_waker(&self, waker: Arc<dyn Waker>);
+}
+
+/// What was counted of somebody: names and values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Of whom, in words for an operator.
+    pub who: String,
+    /// Names, as rxe has them where it has them, and values.
+    pub counts: Vec<(&'static str, u64)>,
 }
 
 /// A network's wire. A worker polls it; threads may connect and disconnect meanwhile.
@@ -130,9 +139,10 @@ impl Wire {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// What the HCAs counted, in lines for the log.
-    pub fn report(&self) -> Vec<String> {
-        locked(&self.cores).iter().flat_map(|core| core.report()).collect()
+    /// What the HCAs counted.
+    pub fn counts(&self) -> Vec<Counted> {
+        let cores = locked(&self.cores).clone();
+        cores.iter().flat_map(|core| core.counts()).collect()
     }
 
     /// Sends what the HCAs have to send. Whether there was anything.

@@ -124,6 +124,16 @@ fn recv_config(qp_type: QpType, attr: &QpAttr) -> RecvConfig {
     }
 }
 
+/// Takes the packets' half in hand. While nothing is on its way by packets the direct path may have used
+/// PSNs: `after_wire` must not bring back what was there before.
+fn take_wire(r: &mut Requester) -> Option<Box<Sending>> {
+    let mut wire = r.wire.take()?;
+    if wire.state.is_empty() {
+        wire.state.set_psn(r.link.psn);
+    }
+    Some(wire)
+}
+
 /// A WR as the wire's requester holds it.
 fn wqe_of(wr: &SendWr<'_>, dest: Option<Dest>, error: Option<WcStatus>) -> SendWqe {
     let (data, len) = match wr.data {
@@ -304,7 +314,7 @@ impl Qp {
         let r = &mut *requester;
         let state = self.state();
         if matches!(state, QpState::Rts | QpState::Sqd)
-            && let Some(mut wire) = r.wire.take()
+            && let Some(mut wire) = take_wire(r)
         {
             self.find_way(&mut wire.epoch, r.attr.ah, r.attr.dest_qpn, |path| {
                 wire.state.set_path(path);
@@ -349,7 +359,7 @@ impl Qp {
         if !matches!(self.state(), QpState::Rts | QpState::Sqd) {
             return;
         }
-        let Some(mut wire) = r.wire.take() else { return };
+        let Some(mut wire) = take_wire(r) else { return };
         let counters = on_wire.both(link);
         let send = wire.state.expire(now, &mut self.send_host(r, guard), counters);
         self.after_wire(r, wire);
@@ -437,7 +447,7 @@ impl Qp {
         {
             return false;
         }
-        let Some(mut wire) = r.wire.take() else { return false };
+        let Some(mut wire) = take_wire(r) else { return false };
         let mut send = datagram.congested && wire.state.marked(now);
         let counters = on_wire.both(link);
         send |= wire.state.receive(now, packet, &mut self.send_host(r, guard), counters);
@@ -578,7 +588,7 @@ impl Qp {
     }
 
     /// What was counted of the QP's packets.
-    pub(crate) fn wire_counters(&self) -> Vec<(&'static str, u64)> {
-        self.wire.as_ref().map_or(Vec::new(), |wire| wire.counters.list())
+    pub(crate) fn wire_counters(&self) -> Option<&Counters> {
+        self.wire.as_ref().map(|wire| &wire.counters)
     }
 }
