@@ -6,7 +6,7 @@ mod common;
 mod net;
 
 use common::{BASE, pattern};
-use net::{Conditions, Net, Station, feth_reth, frame, gid_entry, reth, transport};
+use net::{Addresses, Conditions, Net, Station, feth_reth, frame, gid_entry, reth, transport};
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::driver::AsyncEvent;
 use rdma_midlayer::types::*;
@@ -47,7 +47,7 @@ struct Scene {
 
 impl Scene {
     fn new(qp_type: QpType) -> Self {
-        let mut net = Net::new(1, 3, false, Conditions::default());
+        let mut net = Net::new(1, 3, Addresses::default(), Conditions::default());
         let memory = pattern(3, 16 << 10);
         let peers = if qp_type == QpType::XrcTgt { QpType::XrcIni } else { qp_type };
         let peer = net.station(0, peers, 16, &memory);
@@ -76,8 +76,8 @@ impl Scene {
     /// A packet of the peer's.
     fn packet(&self, opcode: u8, psn: Psn, rest: &[u8]) -> Vec<u8> {
         frame(
-            &gid_entry(0, false),
-            &gid_entry(1, false),
+            &gid_entry(0, Addresses::default()),
+            &gid_entry(1, Addresses::default()),
             &transport(opcode, self.victim.qp.qpn(), psn, true, rest),
         )
     }
@@ -135,7 +135,7 @@ impl Scene {
 #[test]
 fn a_packet_for_a_qp_that_does_not_exist_is_dropped() {
     let mut scene = Scene::new(QpType::Rc);
-    let (a, b) = (gid_entry(0, false), gid_entry(1, false));
+    let (a, b) = (gid_entry(0, Addresses::default()), gid_entry(1, Addresses::default()));
     for qpn in [0, 1, 2, 0xff_ffff, scene.victim.qp.qpn().0 + 1] {
         let bad = frame(&a, &b, &transport(SEND_ONLY, Qpn(qpn), EPSN, true, b"gone"));
         scene.is_dropped(&bad, "unknown_qp");
@@ -145,7 +145,7 @@ fn a_packet_for_a_qp_that_does_not_exist_is_dropped() {
 #[test]
 fn a_packet_from_another_address_than_the_peers_is_dropped() {
     let mut scene = Scene::new(QpType::Rc);
-    let (stranger, b) = (gid_entry(2, false), gid_entry(1, false));
+    let (stranger, b) = (gid_entry(2, Addresses::default()), gid_entry(1, Addresses::default()));
     let qpn = scene.victim.qp.qpn();
     let bad = frame(&stranger, &b, &transport(SEND_ONLY, qpn, EPSN, true, b"mine"));
     scene.is_dropped(&bad, "unknown_qp");
@@ -156,7 +156,7 @@ fn a_packet_from_outside_with_the_address_of_a_device_inside_is_dropped() {
     // QPs of one daemon: what they say to each other never comes from outside.
     let mut scene = Scene::new(QpType::Rc);
     let node = &scene.net.nodes[1];
-    let inside = gid_entry(0, false);
+    let inside = gid_entry(0, Addresses::default());
     node.context.add_gid(&scene.net.cx, 1, &inside).unwrap();
     let bad = scene.packet(SEND_ONLY, EPSN, b"mine");
     scene.is_dropped(&bad, "spoofed");
@@ -207,7 +207,8 @@ fn a_packet_with_a_wrong_p_key_is_dropped() {
     let qpn = scene.victim.qp.qpn();
     let mut bytes = transport(SEND_ONLY, qpn, EPSN, true, b"part");
     bytes[2..4].copy_from_slice(&[0x80, 1]);
-    let bad = frame(&gid_entry(0, false), &gid_entry(1, false), &bytes);
+    let bad =
+        frame(&gid_entry(0, Addresses::default()), &gid_entry(1, Addresses::default()), &bytes);
     scene.is_dropped(&bad, "pkey_err");
 }
 
@@ -235,7 +236,7 @@ fn a_packet_whose_lengths_are_wrong_is_dropped() {
     padded[1] |= 0x30;
     let mut version = transport(SEND_ONLY, scene.victim.qp.qpn(), EPSN, true, b"");
     version[1] |= 1;
-    let (a, b) = (gid_entry(0, false), gid_entry(1, false));
+    let (a, b) = (gid_entry(0, Addresses::default()), gid_entry(1, Addresses::default()));
     for bad in [
         scene.packet(WRITE_ONLY, EPSN, &[0; 12]),
         frame(&a, &b, &padded),

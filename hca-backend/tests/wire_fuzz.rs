@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{BASE, pattern};
 use hca_backend::soft::wire::frame::{FrameBatch, seal};
-use net::{Conditions, Net, Rng, Station};
+use net::{Addresses, Conditions, Net, Rng, Station};
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::types::*;
 use rdma_midlayer::work::*;
@@ -253,7 +253,7 @@ fn set_lengths(frame: &mut [u8]) {
 fn round(seed: u64, corpus: &[Vec<u8>]) -> Vec<(&'static str, u64)> {
     let mut rng = Rng(seed);
     let conditions = Conditions { delay: 1000, ..Conditions::default() };
-    let mut net = Net::new(seed, 2, false, conditions);
+    let mut net = Net::new(seed, 2, Addresses::default(), conditions);
     let stations = stations(&net, &mut rng);
     net.settle();
     for _ in 0..60 {
@@ -363,7 +363,7 @@ fn wrong_packets_in_every_state_harm_nothing() {
 fn noise_harms_nothing() {
     let end = Instant::now() + seconds() / 2;
     let mut rng = Rng(first_seed());
-    let net = Net::new(1, 1, false, Conditions::default());
+    let net = Net::new(1, 1, Addresses::default(), Conditions::default());
     let mut batch = FrameBatch::new(8);
     while Instant::now() < end {
         for _ in 0..1000 {
@@ -390,7 +390,7 @@ fn write_the_corpus() {
         let frames = std::thread::spawn(move || {
             let mut rng = Rng(seed);
             let conditions = Conditions { delay: 1000, loss: 30, ..Conditions::default() };
-            let mut net = Net::new(seed, 2, false, conditions);
+            let mut net = Net::new(seed, 2, Addresses::default(), conditions);
             net.tap = Some(Vec::new());
             for qp_type in TYPES {
                 talk(&mut net, qp_type, &mut rng);

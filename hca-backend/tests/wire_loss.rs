@@ -5,8 +5,13 @@
 mod common;
 mod net;
 
-use common::{BASE, pattern};
-use net::{Conditions, Net, Station};
+use std::sync::Arc;
+
+use common::{BASE, Lab, pattern};
+use hca_backend::soft::wire::frame::FrameBatch;
+use hca_backend::soft::{Config, Link, LinkConfig, SoftHca};
+use net::{Addresses, Conditions, Net, Station};
+use rdma_midlayer::MaySleep;
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::types::*;
 use rdma_midlayer::work::*;
@@ -21,7 +26,7 @@ fn good() -> Conditions {
 
 /// Streams messages of 64 KiB, 16 outstanding; nanoseconds until all are complete, and the network.
 fn stream(opcode: WrOpcode, messages: u64, conditions: Conditions) -> (u64, Net, [Station; 2]) {
-    let mut net = Net::new(5, 2, false, conditions);
+    let mut net = Net::new(5, 2, Addresses::default(), conditions);
     let memories = [pattern(1, MEMORY), pattern(2, MEMORY)];
     let [a, b] = [0, 1].map(|node| net.station(node, QpType::Rc, 16, &memories[node]));
     let attr = QpAttr {
@@ -103,4 +108,28 @@ fn a_marked_queue_makes_the_sender_slower_and_no_packet_is_dropped() {
     // The line is used well all the same: 50 MB/s.
     let bytes = 100 * u64::from(MESSAGE);
     assert!(time < bytes * 20 * 2, "{time} ns for {bytes} bytes");
+}
+
+#[test]
+fn a_port_that_gives_a_qp_its_turn_late_does_not_touch_what_the_direct_way_has_sent() {
+    let config = Config { name: "soft0".into(), pollers: 1, ..Config::default() };
+    let hca = Arc::new(SoftHca::new(config));
+    let link = Link::new(LinkConfig { name: "port".into(), mtu: Mtu::Mtu4096, rate: 0 });
+    hca.set_link(1, link.clone());
+    let lab = Lab::of(MaySleep::claim().unwrap(), hca);
+    let (a, b) = lab.pair();
+    let data = pattern(1, 64);
+    a.fill(0, &data);
+    let write = |n: u64| {
+        let sges = [a.sge(0, 64)];
+        a.qp.post_send(&a.wr(n, WrOpcode::RdmaWrite, &sges, &b, 64 * n)).unwrap();
+        lab.run();
+        assert_eq!(a.send.take().map(|wc| wc.status), Some(WcStatus::Success));
+        assert_eq!(b.bytes(64 * n, 64), data);
+    };
+    write(1);
+    // The transition to RTS asked for this turn.
+    assert!(link.has_frames());
+    assert_eq!(link.transmit(lab.now(), &mut FrameBatch::new(8)), 0);
+    write(2);
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use common::{INIT, pattern};
 use hca_backend::soft::Handled;
-use net::{Conditions, Net, Station, frame, gid_entry, transport};
+use net::{Addresses, Conditions, Net, Station, frame, gid_entry, transport};
 use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask};
 use rdma_midlayer::driver::AhDriver;
 use rdma_midlayer::types::*;
@@ -88,12 +88,16 @@ fn heard(station: &Station) -> Vec<Vec<u8>> {
 fn datagram(from: usize, to: &GidEntry, qpn: Qpn, qkey: u32, data: &[u8]) -> Vec<u8> {
     let deth = [qkey.to_be_bytes(), [0, 0, 0, 5]].concat();
     let rest = [&deth, data].concat();
-    frame(&gid_entry(from, false), to, &transport(UD_SEND_ONLY, qpn, Psn::new(9), false, &rest))
+    frame(
+        &gid_entry(from, Addresses::default()),
+        to,
+        &transport(UD_SEND_ONLY, qpn, Psn::new(9), false, &rest),
+    )
 }
 
 #[test]
 fn a_datagram_comes_once_to_each_member_on_both_sides_of_the_port() {
-    let mut net = Net::new(1, 3, false, Conditions::default());
+    let mut net = Net::new(1, 3, Addresses::default(), Conditions::default());
     let [sender, beside, far, stranger] = [0, 0, 1, 2].map(|node| station(&net, node));
     for member in [&sender, &beside, &far] {
         join(&net, member, group().gid);
@@ -122,7 +126,7 @@ fn a_datagram_comes_once_to_each_member_on_both_sides_of_the_port() {
 
 #[test]
 fn a_group_of_ipv6_has_its_own_ethernet_address() {
-    let mut net = Net::new(1, 2, true, Conditions::default());
+    let mut net = Net::new(1, 2, Addresses { v6: true, vlan: None }, Conditions::default());
     let [sender, member] = [0, 1].map(|node| station(&net, node));
     let all = gid("ff0e::1:2345:6789");
     join(&net, &member, all);
@@ -135,7 +139,7 @@ fn a_group_of_ipv6_has_its_own_ethernet_address() {
 
 #[test]
 fn frames_of_groups_are_others_too_and_unknown_ones_are_nobodys() {
-    let mut net = Net::new(1, 2, false, Conditions::default());
+    let mut net = Net::new(1, 2, Addresses::default(), Conditions::default());
     let member = station(&net, 1);
     let now = net.now();
     let good = datagram(0, &group(), Qpn::MULTICAST, QKEY, b"data");
@@ -152,7 +156,7 @@ fn frames_of_groups_are_others_too_and_unknown_ones_are_nobodys() {
 
 #[test]
 fn packets_that_are_wrong_reach_no_member_and_are_counted() {
-    let mut net = Net::new(1, 2, false, Conditions::default());
+    let mut net = Net::new(1, 2, Addresses::default(), Conditions::default());
     let member = station(&net, 1);
     join(&net, &member, group().gid);
     let before = member.bytes();
@@ -163,14 +167,17 @@ fn packets_that_are_wrong_reach_no_member_and_are_counted() {
     pkey[2..4].copy_from_slice(&[0x80, 1]);
     let connected = transport(SEND_ONLY, Qpn::MULTICAST, Psn::new(9), true, b"of RC");
     let short = transport(UD_SEND_ONLY, Qpn::MULTICAST, Psn::new(9), false, &[0; 4]);
-    let from = gid_entry(0, false);
+    let from = gid_entry(0, Addresses::default());
     for (bad, counter) in [
         (damaged, "icrc_err"),
         (frame(&from, &group(), &pkey), "pkey_err"),
         (frame(&from, &group(), &connected), "unknown_qp"),
         (frame(&from, &group(), &short), "malformed"),
         (datagram(0, &group(), member.qp.qpn(), QKEY, b"its number"), "unknown_qp"),
-        (datagram(0, &gid_entry(1, false), Qpn::MULTICAST, QKEY, b"its address"), "unknown_qp"),
+        (
+            datagram(0, &gid_entry(1, Addresses::default()), Qpn::MULTICAST, QKEY, b"its address"),
+            "unknown_qp",
+        ),
         (datagram(0, &group(), Qpn::MULTICAST, QKEY + 1, b"wrong key"), "qkey_err"),
     ] {
         let count = net.nodes[1].count(counter);
@@ -193,7 +200,7 @@ fn packets_that_are_wrong_reach_no_member_and_are_counted() {
 
 #[test]
 fn one_that_is_not_for_a_groups_members_goes_out_and_is_dropped_there() {
-    let mut net = Net::new(1, 2, false, Conditions::default());
+    let mut net = Net::new(1, 2, Addresses::default(), Conditions::default());
     let [sender, member] = [0, 1].map(|node| station(&net, node));
     join(&net, &member, group().gid);
     send(&net, &sender, group().gid, member.qp.qpn(), b"its number");
@@ -207,7 +214,7 @@ fn one_that_is_not_for_a_groups_members_goes_out_and_is_dropped_there() {
 fn a_large_group_is_reached_in_steps_and_a_flood_loses_what_there_is_no_room_for() {
     const MEMBERS: usize = 40;
     const FLOOD: u32 = 3000;
-    let mut net = Net::new(1, 2, false, Conditions::default());
+    let mut net = Net::new(1, 2, Addresses::default(), Conditions::default());
     let members: Vec<_> = (0..MEMBERS).map(|_| station(&net, 1)).collect();
     members.iter().for_each(|member| join(&net, member, group().gid));
     let count = || members.iter().map(|member| member.recv.len()).sum::<usize>();

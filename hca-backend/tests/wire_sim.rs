@@ -11,7 +11,7 @@ mod net;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{BASE, pattern};
-use net::{Conditions, Net, Rng, Station};
+use net::{Addresses, Conditions, Net, Rng, Station};
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::types::*;
 use rdma_midlayer::work::*;
@@ -100,7 +100,9 @@ impl Sim {
         let mut rng = Rng(seed.wrapping_mul(0x1_0000_0001).wrapping_add(7));
         let conditions = conditions(&mut rng);
         let nodes = rng.between(2, 8) as usize;
-        let net = Net::new(rng.next(), nodes, rng.permille(300), conditions);
+        let vlan = if rng.permille(200) { Some(rng.between(1, 4094) as u16) } else { None };
+        let like = Addresses { v6: rng.permille(300), vlan };
+        let net = Net::new(rng.next(), nodes, like, conditions);
         let mut sim = Self {
             net,
             rng,

@@ -54,3 +54,11 @@ fn hca() -> vhost_rdma::HcaSpec {
     let text = format!("verbs:stub0,library={},gids={}", verbs_stub::PATH, map.display());
     text.parse().expect("a specification")
 }
+
+/// Whether the VMs of a test are at two daemons.
+const APART: bool = false;
+
+/// There is one daemon.
+fn wire(_folder: &std::path::Path) -> harness::Wire {
+    harness::Wire::none()
+}

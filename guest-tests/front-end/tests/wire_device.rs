@@ -24,3 +24,8 @@ mod xrc;
 fn hca() -> vhost_rdma::HcaSpec {
     "soft,wire=always".parse().expect("a specification")
 }
+
+/// There is one daemon.
+fn wire(_folder: &std::path::Path) -> harness::Wire {
+    harness::Wire::none()
+}

@@ -112,19 +112,26 @@ pub struct Net {
     pub tap: Option<Vec<Vec<u8>>>,
 }
 
-pub fn gid_entry(node: usize, v6: bool) -> GidEntry {
+/// What the addresses of a network are like.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addresses {
+    pub v6: bool,
+    pub vlan: Option<u16>,
+}
+
+pub fn gid_entry(node: usize, like: Addresses) -> GidEntry {
     let last = node as u8 + 1;
-    let gid = match v6 {
+    let gid = match like.v6 {
         true => Gid([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]),
         false => Gid(std::net::Ipv4Addr::new(10, 0, 0, last).to_ipv6_mapped().octets()),
     };
-    GidEntry { gid, mac: [2, 0, 0, 0, 0, last], vlan: None }
+    GidEntry { gid, mac: [2, 0, 0, 0, 0, last], vlan: like.vlan }
 }
 
 impl Net {
-    pub fn new(seed: u64, nodes: usize, v6: bool, conditions: Conditions) -> Self {
+    pub fn new(seed: u64, nodes: usize, like: Addresses, conditions: Conditions) -> Self {
         let cx = MaySleep::claim().unwrap();
-        let nodes = (0..nodes).map(|i| Node::new(&cx, gid_entry(i, v6))).collect();
+        let nodes = (0..nodes).map(|i| Node::new(&cx, gid_entry(i, like))).collect();
         Self {
             cx,
             rng: Rng(seed),
@@ -368,18 +375,20 @@ impl Station {
 
 /// A switch that is congested marks what may be marked.
 fn mark(frame: &mut [u8]) {
-    match frame[12..14] {
-        [8, 0] if frame[15] & 3 != 0 => {
-            frame[15] |= 3;
-            frame[24..26].fill(0);
-            let words = frame[14..34].as_chunks::<2>().0;
+    let untagged = if frame[12..14] == [0x81, 0] { 16 } else { 12 };
+    let (kind, ip) = frame[untagged..].split_at_mut(2);
+    match *kind {
+        [8, 0] if ip[1] & 3 != 0 => {
+            ip[1] |= 3;
+            ip[10..12].fill(0);
+            let words = ip[..20].as_chunks::<2>().0;
             let mut sum: u32 = words.iter().map(|w| u32::from(u16::from_be_bytes(*w))).sum();
             while sum > 0xffff {
                 sum = (sum & 0xffff) + (sum >> 16);
             }
-            frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+            ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
         }
-        [0x86, 0xdd] if frame[15] & 0x30 != 0 => frame[15] |= 0x30,
+        [0x86, 0xdd] if ip[1] & 0x30 != 0 => ip[1] |= 0x30,
         _ => {}
     }
 }

@@ -16,7 +16,7 @@ fn options() -> PairOptions {
 }
 
 #[test]
-fn atomics_give_the_old_value_and_store_the_new_one() -> TestResult {
+pub fn atomics_give_the_old_value_and_store_the_new_one() -> TestResult {
     let (_daemon, mut pair) = Pair::start(&options())?;
     let word = pair.b.driver.reg_mr(&pair.b.pd, &pair.b.buffer, RIGHTS)?;
     let Pair { a, b, qa, .. } = &mut pair;

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use front_end::abi::control::*;
 use front_end::abi::ring::{WC_SUCCESS, WC_WR_FLUSH_ERR};
@@ -14,7 +14,9 @@ use front_end::{
     VmConfig, Wc, access, connect_rc,
 };
 use rdma_midlayer::MaySleep;
-use vhost_rdma::{Cpus, Daemon, DaemonConfig, DeviceConfig, SocketConfig, WorkerConfig};
+use vhost_rdma::{
+    Cpus, Daemon, DaemonConfig, DeviceConfig, SocketConfig, WireConfig, WorkerConfig,
+};
 
 pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -51,8 +53,8 @@ pub fn soft_alone(why: &str) -> bool {
     soft
 }
 
-/// A daemon with its sockets in a folder of its own. It lives in a thread, which holds the token that
-/// lets it sleep.
+/// A daemon with its sockets in a folder of its own, or two that a wire joins, which then serve every
+/// other device. They live in a thread, which holds the token that lets them sleep.
 pub struct TestDaemon {
     orders: mpsc::Sender<Order>,
     done: mpsc::Receiver<()>,
@@ -74,7 +76,8 @@ impl TestDaemon {
         let sockets: Vec<PathBuf> = (0..devices).map(|n| socket(folder.path(), n)).collect();
         let (orders, inbox) = mpsc::channel();
         let (outbox, done) = mpsc::channel();
-        let thread = std::thread::spawn(move || run_daemon(&sockets, &inbox, &outbox));
+        let wire = crate::wire(folder.path());
+        let thread = std::thread::spawn(move || run_daemons(&sockets, &wire, &inbox, &outbox));
         let daemon = Self { orders, done, thread: Some(thread), folder };
         daemon.done.recv_timeout(LONG)?;
         Ok(daemon)
@@ -112,35 +115,62 @@ fn socket(folder: &Path, n: usize) -> PathBuf {
     folder.join(format!("vm{n}.sock"))
 }
 
-/// The daemon's thread: says when it has started, and when each order is carried out.
-fn run_daemon(sockets: &[PathBuf], inbox: &mpsc::Receiver<Order>, outbox: &mpsc::Sender<()>) {
+/// How many daemons there are, and what joins them.
+pub struct Wire {
+    /// The ports of each daemon.
+    pub ports: Vec<WireConfig>,
+    /// What the daemons' thread does first.
+    pub prepare: fn(),
+}
+
+impl Wire {
+    /// One daemon without ports.
+    pub fn none() -> Self {
+        Self { ports: vec![WireConfig::default()], prepare: || {} }
+    }
+}
+
+/// The daemons' thread: says when they have started, and when each order is carried out.
+fn run_daemons(
+    sockets: &[PathBuf],
+    wire: &Wire,
+    inbox: &mpsc::Receiver<Order>,
+    outbox: &mpsc::Sender<()>,
+) {
     let cx = MaySleep::claim().expect("a new thread");
-    let config = DaemonConfig {
-        workers: WorkerConfig::new(2, Cpus::default(), Duration::from_micros(50)),
-        hcas: vec![crate::hca()],
-        wire: Default::default(),
+    (wire.prepare)();
+    let start = |wire: &WireConfig| {
+        let config = DaemonConfig {
+            workers: WorkerConfig::new(2, Cpus::default(), Duration::from_micros(50)),
+            hcas: vec![crate::hca()],
+            wire: wire.clone(),
+        };
+        Daemon::start(&cx, &config).expect("the daemon starts")
     };
-    let mut daemon = Daemon::start(&cx, &config).expect("the daemon starts");
+    let mut daemons: Vec<Daemon> = wire.ports.iter().map(start).collect();
+    let count = daemons.len();
     for (n, path) in sockets.iter().enumerate() {
         let device =
             DeviceConfig { name: format!("vm{n}"), mac: [0; 6], network: 0, vectors: 4, hca: None };
         let config = SocketConfig::new(path.clone(), device);
-        daemon.add_device(&cx, config).expect("the device is added");
+        daemons[n % count].add_device(&cx, config).expect("the device is added");
     }
     // The test may have ended before; then there is nobody to tell.
     let _ = outbox.send(());
     while let Ok(order) = inbox.recv() {
-        match order {
-            Order::RemoveHca => {
-                daemon.remove_hca(&cx, &crate::hca().name).expect("the HCA is removed");
-            }
-            Order::AddHca => {
-                daemon.add_hca(&cx, crate::hca()).expect("the HCA is added");
+        for daemon in &mut daemons {
+            match order {
+                Order::RemoveHca => {
+                    daemon.remove_hca(&cx, &crate::hca().name).expect("the HCA is removed");
+                }
+                Order::AddHca => {
+                    daemon.add_hca(&cx, crate::hca()).expect("the HCA is added");
+                }
             }
         }
         let _ = outbox.send(());
     }
-    daemon.stop(&cx);
+    daemons.into_iter().for_each(|daemon| daemon.stop(&cx));
 }
 
 impl Drop for TestDaemon {
@@ -331,6 +361,16 @@ pub fn check(buffer: &Buffer, offset: usize, len: usize, seed: u8) {
         let wanted = pattern(seed, n);
         panic!("byte {n} of {len} at offset {offset} is {:#x}, not {wanted:#x}", bytes[n]);
     }
+}
+
+/// Waits until every byte of the pattern of a seed is there: of what nobody acknowledges.
+pub fn wait_for(buffer: &Buffer, offset: usize, len: usize, seed: u8) {
+    let until = Instant::now() + LONG;
+    let last = |n: usize| buffer.read(offset + n - 1, 1)[0] == pattern(seed, n - 1);
+    while len > 0 && !last(len) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    check(buffer, offset, len, seed);
 }
 
 /// Checks that a command was refused with that status.

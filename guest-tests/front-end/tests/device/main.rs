@@ -36,3 +36,11 @@ mod xrc;
 fn hca() -> vhost_rdma::HcaSpec {
     vhost_rdma::HcaSpec::default()
 }
+
+/// Whether the VMs of a test are at two daemons.
+const APART: bool = false;
+
+/// There is one daemon.
+fn wire(_folder: &std::path::Path) -> harness::Wire {
+    harness::Wire::none()
+}

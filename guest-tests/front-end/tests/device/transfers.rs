@@ -114,7 +114,7 @@ fn transfer(
 }
 
 #[test]
-fn every_operation_moves_every_byte_at_every_size_and_offset() -> TestResult {
+pub fn every_operation_moves_every_byte_at_every_size_and_offset() -> TestResult {
     let options = PairOptions { bytes: 1 << 20, ..PairOptions::default() };
     let (_daemon, mut pair) = Pair::start(&options)?;
     let sizes = [
