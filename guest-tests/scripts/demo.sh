@@ -64,15 +64,6 @@ counters() {
 
 difference() { echo "$(($4 - $1)) $(($5 - $2)) $(($6 - $3))"; }
 
-# figure PROGRAM: the figure in /tmp/output: MiB/s on average, or microseconds, typically.
-figure() {
-    case $1 in
-        ibv_rc_pingpong) sed -n 's/.*= *\([0-9.]*\) usec\/iter.*/\1/p' /tmp/output ;;
-        *_bw) awk '/^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+/ { value = $4 } END { print value }' /tmp/output ;;
-        *_lat) awk '/^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+/ { value = $5 } END { print value }' /tmp/output ;;
-    esac
-}
-
 if [[ $GUEST_INDEX == 0 ]]; then
     ibv_devinfo -d "$ours"
 fi

@@ -3,7 +3,8 @@
 # Programs between guest 0, which is outside of the daemon and has rxe, and guest 1: over our device, or
 # over rxe too where guest 1 has no device. Each program once with each of them as server.
 #
-#   interop.sh programs [MTU…]   ibv_*_pingpong and perftest
+#   interop.sh programs [MTU…]   ibv_*_pingpong and perftest, also by IPv6, and in a VLAN where the guests'
+#                                kernel has them
 #   interop.sh verifier [MTU…]   every byte of SEND, WRITE and READ
 #   interop.sh cm                the connection manager (rping)
 #   interop.sh cm-perftest       perftest by the connection manager
@@ -80,6 +81,26 @@ once() {
     try events ib_send_bw -F -e -d "$device" -x "$index" -n 100 -s 10000
 }
 
+# The GIDs of other addresses than the one of IPv4.
+other_addresses() {
+    ip address add "fd00:5::$((GUEST_INDEX + 1))/64" dev eth0 nodad
+    ipv6=$(gid_of "$device" "$(printf 'fd0000050000000000000000%08x' $((GUEST_INDEX + 1)))")
+    vlan=
+    if modprobe -q 8021q; then
+        ip link add link eth0 name eth0.5 type vlan id 5
+        ip link set eth0.5 up
+        ip address add "10.99.5.$((GUEST_INDEX + 1))/24" dev eth0.5
+        vlan=$(gid_of "$device" "$(printf 'ffff0a6305%02x' $((GUEST_INDEX + 1)))")
+    fi
+    lab-barrier other-addresses
+}
+
+by_other_addresses() {
+    try ipv6-rc ibv_rc_pingpong -d "$device" -g "$ipv6" -c -n 40 -s 10000 -m 1024
+    try ipv6-ud ibv_ud_pingpong -d "$device" -g "$ipv6" -c -n 40 -s 1024
+    [[ -z $vlan ]] || try vlan-rc ibv_rc_pingpong -d "$device" -g "$vlan" -c -n 40 -s 10000 -m 1024
+}
+
 verify() {
     local option name=verify-$SERVER-$1 address=ADDR_$SERVER peer=()
     shift
@@ -140,6 +161,7 @@ cm_perftest() {
     report "$status" "$command (attempt $try)"
 }
 
+[[ $what != programs ]] || other_addresses
 for SERVER in 0 1; do
     case $what in
         programs)
@@ -148,6 +170,7 @@ for SERVER in 0 1; do
                 perftests "$mtu"
             done
             once
+            by_other_addresses
             ;;
         verifier)
             for mtu in "${mtus[@]}"; do

@@ -38,6 +38,24 @@ wait_gid() {
     return 1
 }
 
+# gid_of DEVICE ADDRESS: waits for the RoCEv2 GID of an address, and prints its index. The address is
+# given as it stands in the GID, without colons.
+gid_of() {
+    local port=/sys/class/infiniband/$1/ports/1 round index gid kind
+    for ((round = 0; round < 100; round++)); do
+        for ((index = 0; index < 64; index++)); do
+            gid='' kind=''
+            read -r gid 2> /dev/null < "$port/gids/$index" || break
+            [[ ${gid//:/} == *"$2" ]] || continue
+            read -r kind 2> /dev/null < "$port/gid_attrs/types/$index" || continue
+            [[ $kind != "RoCE v2" ]] || { echo "$index"; return 0; }
+        done
+        sleep 0.2
+    done
+    echo "no GID ends with $2" >&2
+    return 1
+}
+
 # add_rxe: makes the software RoCE device rxe0 over the guest's network, for comparison.
 add_rxe() {
     # Built into the UML kernel, a module elsewhere.
@@ -99,6 +117,15 @@ pair_once() {
         timeout "$PAIR_SECONDS" "$@" "${!address}" > /tmp/output 2>&1 || status=$?
     fi
     return "$status"
+}
+
+# figure PROGRAM: the figure in /tmp/output: MiB/s on average, or microseconds, typically.
+figure() {
+    case $1 in
+        ibv_rc_pingpong) sed -n 's/.*= *\([0-9.]*\) usec\/iter.*/\1/p' /tmp/output ;;
+        *_bw) awk '/^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+/ { value = $4 } END { print value }' /tmp/output ;;
+        *_lat) awk '/^ *[0-9]+ +[0-9]+ +[0-9.]+ +[0-9.]+/ { value = $5 } END { print value }' /tmp/output ;;
+    esac
 }
 
 # wait_cm_listening PID: waits until the connection manager has a listener (or mckey has joined its

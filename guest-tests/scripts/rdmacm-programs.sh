@@ -28,24 +28,6 @@ cm_says() {
     cm_pair "$1" "$2" "$3" && { [[ -z ${4:-} ]] || grep -q "$4" /tmp/output; }
 }
 
-# gid_of ADDRESS: waits for the RoCEv2 GID of an address, and prints its index. The address is given
-# as it stands in the GID, without colons.
-gid_of() {
-    local port=/sys/class/infiniband/$RDMA_DEVICE/ports/1 round index gid kind
-    for ((round = 0; round < 100; round++)); do
-        for ((index = 0; index < 64; index++)); do
-            gid='' kind=''
-            read -r gid 2> /dev/null < "$port/gids/$index" || break
-            [[ ${gid//:/} == *"$1" ]] || continue
-            read -r kind 2> /dev/null < "$port/gid_attrs/types/$index" || continue
-            [[ $kind != "RoCE v2" ]] || { echo "$index"; return 0; }
-        done
-        sleep 0.2
-    done
-    echo "no GID ends with $1" >&2
-    return 1
-}
-
 ip address add "$(ipv6 "$GUEST_INDEX")/64" dev eth0 nodad
 with_vlan=no
 if modprobe -q 8021q 2> /dev/null; then
@@ -55,7 +37,7 @@ if modprobe -q 8021q 2> /dev/null; then
     with_vlan=yes
 fi
 [[ $GUEST_KIND != qemu || $with_vlan == yes ]]
-gid_of "$(printf 'fd0000050000000000000000%08x' $((GUEST_INDEX + 1)))" > /dev/null
+gid_of "$RDMA_DEVICE" "$(printf 'fd0000050000000000000000%08x' $((GUEST_INDEX + 1)))" > /dev/null
 lab-barrier addresses
 
 for family in 4 6; do
@@ -96,8 +78,8 @@ over() {
     try "write_bw-$1" pair "write-$1" ib_write_bw -F -d "$RDMA_DEVICE" -x "$2" -n 100 -s 4096
 }
 
-over ipv6 "$(gid_of "$(printf 'fd0000050000000000000000%08x' $((GUEST_INDEX + 1)))")"
+over ipv6 "$(gid_of "$RDMA_DEVICE" "$(printf 'fd0000050000000000000000%08x' $((GUEST_INDEX + 1)))")"
 if [[ $with_vlan == yes ]]; then
-    over vlan "$(gid_of "$(printf 'ffff0a6305%02x' $((GUEST_INDEX + 1)))")"
+    over vlan "$(gid_of "$RDMA_DEVICE" "$(printf 'ffff0a6305%02x' $((GUEST_INDEX + 1)))")"
 fi
 verdict

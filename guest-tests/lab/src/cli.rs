@@ -50,6 +50,12 @@ pub enum Command {
     /// Formatting, lints, unit tests, the header check, module and provider builds, and whole-
     /// system tests in guests. Ends with a line `N passed, N failed`.
     Test(TestArguments),
+    /// Show the device at work across a wire, beside rxe
+    ///
+    /// perftest between two guests whose network is Unix datagrams: both with rxe; one with rxe and one
+    /// with our device, either as client; both with our device, each served by a daemon of its own. Ends
+    /// with a table of medians.
+    Wire(WireArguments),
     /// Measure the device beside the limits of this machine
     ///
     /// Builds and runs the program `bench`, which drives the daemon through the native front end,
@@ -114,6 +120,7 @@ impl GuestArguments {
             packages: self.packages.clone(),
             rdma: !self.no_rdma,
             outside: self.outside.min(guests),
+            apart: false,
             loss: self.loss,
             packets: self.packets,
             hot_plug: self.hot_plug,
@@ -128,6 +135,17 @@ pub struct DemoArguments {
     /// What the guests run on
     #[arg(long, value_enum, default_value = "qemu")]
     pub kind: Kind,
+}
+
+/// Options of `wire`.
+#[derive(Debug, Args)]
+pub struct WireArguments {
+    /// What the guests run on
+    #[arg(long, value_enum, default_value = "uml")]
+    pub kind: Kind,
+    /// How often everything is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
 }
 
 /// Options of `run`.

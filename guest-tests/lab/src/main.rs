@@ -20,6 +20,7 @@ mod programs;
 mod progress;
 mod roots;
 mod tests;
+mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -42,6 +43,9 @@ fn main() -> ExitCode {
             let shape = Shape::of_kind(arguments.kind);
             demo::run(&cache, &shape)
         }),
+        Command::Wire(arguments) => {
+            open_cache().and_then(|cache| wire::run(&cache, arguments.kind, arguments.rounds))
+        }
         Command::Test(arguments) => tests::run(arguments),
         Command::Bench(arguments) => bench(arguments),
     };

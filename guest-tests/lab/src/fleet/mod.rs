@@ -58,6 +58,9 @@ pub struct Shape {
     /// How many of them, from the first on, have no RDMA device, but are outside of the daemon: their
     /// network is one of its ports. If there are any, everybody's network goes through the daemon.
     pub outside: usize,
+    /// Whether each guest (there are two) has a daemon of its own, so that their devices, too, reach
+    /// each other by a wire. Their network goes through the daemons.
+    pub apart: bool,
     /// Frames in a million that the ports lose, in each direction.
     pub loss: u32,
     /// Whether the guests' RDMA devices reach each other by packets only, though one daemon serves them.
@@ -82,6 +85,7 @@ impl Shape {
             packages: Vec::new(),
             rdma: true,
             outside: 0,
+            apart: false,
             loss: 0,
             packets: false,
             hot_plug: false,
@@ -307,8 +311,8 @@ impl Parts {
             .as_ref()
             .filter(|_| self.shape.hosts == 0)
             .map(|program| {
-                let Shape { guests, outside, vectors, loss, packets, .. } = self.shape;
-                let service = Service { guests, outside, vectors, loss, packets };
+                let Shape { guests, outside, apart, vectors, loss, packets, .. } = self.shape;
+                let service = Service { guests, outside, apart, vectors, loss, packets };
                 Daemon::start(program, &service, folder)
             })
             .transpose()
@@ -341,9 +345,10 @@ impl Parts {
             inner_disks.push(self.write_ramdisk(folder, index, job, false, &[])?);
         }
         let mut guests = Vec::new();
-        let networks = match self.shape.outside {
-            0 => network::join(outer)?,
-            _ => network::join_by_daemon(folder, self.shape.guests)?,
+        let networks = if self.shape.outside > 0 || self.shape.apart {
+            network::join_by_daemon(folder, self.shape.guests)?
+        } else {
+            network::join(outer)?
         };
         for (index, network) in networks.into_iter().enumerate() {
             let (ours, theirs) = UnixStream::pair().context("making a line to a guest")?;

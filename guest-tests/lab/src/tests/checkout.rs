@@ -91,6 +91,7 @@ fn unit_nextest(bench: &Bench) -> Result<()> {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", nextest(&bench.cache)?.display()));
     }
+    command.env("WIRE_FUZZ_SECONDS", "40");
     run_logged(command.args(["nextest", "run", "--workspace", "--no-fail-fast"]), &bench.log)
 }
 
