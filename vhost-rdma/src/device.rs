@@ -4,6 +4,7 @@
 //! Not here: vhost-user messages (`backend.rs`), commands (`control`), the data path.
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -122,11 +123,20 @@ pub struct Device {
     me: Weak<Device>,
 }
 
-#[derive(Default)]
 struct HcaState {
     hca: Option<Hca>,
+    /// Odd with an HCA, even without.
     generation: u32,
     port: Option<(PortState, Mtu, Mtu)>,
+}
+
+impl Default for HcaState {
+    /// Without an HCA. The count begins anywhere: a driver that outlives a daemon must not find with the
+    /// next one the number that it knows.
+    fn default() -> Self {
+        let random = RandomState::new().hash_one(std::process::id()) as u32;
+        Self { hca: None, generation: random >> 1 & !1, port: None }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

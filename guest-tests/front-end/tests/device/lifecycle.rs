@@ -237,6 +237,17 @@ fn a_front_end_that_goes_with_work_in_flight_is_a_peer_that_does_not_answer() ->
 }
 
 #[test]
+fn a_daemon_counts_its_hcas_from_another_number_than_the_one_before() -> TestResult {
+    let generation = || -> TestResult<u32> {
+        let (_daemon, pair) = Pair::start(&impatient())?;
+        Ok(pair.a.vm.config()?.hca_generation.get())
+    };
+    // Else a driver whose daemon was killed would find the number that it knows, and notice nothing.
+    assert_ne!(generation()?, generation()?);
+    Ok(())
+}
+
+#[test]
 fn a_front_end_that_comes_back_to_its_rings_is_told_to_begin_anew() -> TestResult {
     let (_daemon, mut pair) = Pair::start(&impatient())?;
     for _ in 0..5 {
