@@ -11,6 +11,10 @@ mod bad_work;
 mod fast_reg;
 #[path = "device/harness.rs"]
 mod harness;
+#[path = "device/on_demand.rs"]
+mod on_demand;
+#[path = "device/on_demand_hostile.rs"]
+mod on_demand_hostile;
 #[path = "device/placement.rs"]
 mod placement;
 #[path = "device/transfers.rs"]

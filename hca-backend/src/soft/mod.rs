@@ -198,7 +198,6 @@ impl HcaDriver for SoftHca {
 
     fn query_device(&self, _cx: &MaySleep) -> Result<DeviceAttr> {
         let limits = &self.config.limits;
-        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(DeviceAttr {
             node_guid: node_guid(&self.config.name),
             fw_ver: firmware_version(),
@@ -226,8 +225,7 @@ impl HcaDriver for SoftHca {
             max_fast_reg_page_list_len: MAX_FAST_REG_PAGES,
             max_xrcd: limits.max_pd,
             local_dma_lkey: true,
-            // Not yet where messages may go by packets.
-            on_demand: !self.config.force_wire && links.is_empty(),
+            on_demand: true,
             max_qp_rd_atom: u32::from(limits.max_rd_atomic),
             max_qp_init_rd_atom: u32::from(limits.max_rd_atomic),
             atomic_cap: 2,

@@ -40,6 +40,9 @@ pub fn tests() -> Vec<Test> {
         ] {
             tests.push(script(format!("vm_{name}_{kind}"), two.clone(), file, &[]));
         }
+        let one = Shape { guests: 1, ..two.clone() };
+        let odp = script(format!("vm_on_demand_paging_{kind}"), one, "odp.py", &[]);
+        tests.push(if kind == Kind::Qemu { odp.long() } else { odp });
         let programs = format!("vm_ibverbs_programs_{kind}");
         let programs = script(programs, two.clone(), "ibverbs-programs.sh", &[]);
         // Two minutes under emulation, and the same programs.

@@ -88,7 +88,8 @@ impl Qp {
     pub(super) fn reset(&self, requester: &mut Requester, responder: &mut Responder) {
         self.state.store(QpState::Reset.code(), Ordering::Release);
         self.stop_waiting(requester);
-        self.forget_fault();
+        self.fault.forget();
+        self.recv_fault.forget();
         requester.reset();
         responder.reset();
         self.reset_wire(requester, responder);

@@ -14,7 +14,7 @@ use rdma_midlayer::work::{SendFlags, SendWr, WcFlags, WorkCompletion};
 use super::Qp;
 use super::execute::Step;
 use super::group::ToGroup;
-use super::paging::{Bytes, Lack};
+use super::paging::{Bytes, Lack, Waiting};
 use super::responder::Responder;
 use crate::soft::place::{Place, copy};
 
@@ -77,8 +77,14 @@ impl Qp {
         let Ok(data) = Place::of_data(wr.data, len, view) else {
             return Step::Fail(WcStatus::LocProtErr);
         };
-        let refused = self.take_answer();
-        match self.lacks(&data, Bytes { offset: 0, len, rest: len }, false, Some(self), refused) {
+        let refused = self.fault.take_answer();
+        match self.lacks(
+            &data,
+            Bytes { offset: 0, len, rest: len },
+            false,
+            Some(Waiting::Requester(self)),
+            refused,
+        ) {
             Lack::Nothing => {}
             Lack::Asked => return Step::Absent,
             Lack::Refused => return Step::Fail(WcStatus::LocProtErr),

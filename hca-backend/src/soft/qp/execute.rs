@@ -12,7 +12,7 @@ use rdma_midlayer::work::{SendData, SendWr};
 use rdma_midlayer::{Error, Result};
 
 use super::local::is_local;
-use super::paging::{Bytes, Lack};
+use super::paging::{Bytes, Lack, Waiting};
 use super::responder::Request;
 use super::{PIECE, Qp};
 use crate::soft::MAX_MESSAGE;
@@ -33,8 +33,8 @@ pub(super) enum Step {
     Busy,
     /// Pages of our memory are missing, and asked for.
     Absent,
-    /// Pages of the peer's are.
-    AbsentThere,
+    /// Pages of the peer's are; its timer code.
+    AbsentThere(u8),
     /// The WR ends with an error.
     Fail(WcStatus),
 }
@@ -168,9 +168,9 @@ impl Qp {
         if self.recv_came.load(Ordering::Relaxed) {
             self.recv_came.store(false, Ordering::Relaxed);
         }
-        let refused = self.take_answer();
+        let refused = self.fault.take_answer();
         let bytes = Bytes { offset, len: (len - offset).min(PIECE), rest: len - offset };
-        match self.lacks(&local, bytes, form.reads, Some(self), refused) {
+        match self.lacks(&local, bytes, form.reads, Some(Waiting::Requester(self)), refused) {
             Lack::Nothing => {}
             Lack::Asked => return Step::Absent,
             Lack::Refused => return Step::Fail(WcStatus::LocProtErr),
@@ -198,7 +198,7 @@ impl Qp {
         }
         match step {
             // What is wrong over there is never heard of.
-            Step::Rnr(_) | Step::Lost | Step::AbsentThere if unreliable => Step::Done,
+            Step::Rnr(_) | Step::Lost | Step::AbsentThere(_) if unreliable => Step::Done,
             Step::Fail(status) if unreliable && is_remote(status) => Step::Done,
             step => step,
         }

@@ -38,6 +38,7 @@ use super::spin::SpinLock;
 use super::srq::Srq;
 use super::xrc::Xrcd;
 pub(crate) use datagram::GSI_QPN;
+use paging::PageFault;
 pub(crate) use queue::RecvQueue;
 use requester::Requester;
 use responder::Responder;
@@ -92,8 +93,9 @@ pub(crate) struct Qp {
     queued: Queued,
     /// The peer has posted a receive WR for which this QP waits.
     recv_came: AtomicBool,
-    /// The number of the last page fault, and its answer (`paging`).
-    fault: AtomicU64,
+    /// The last page faults of the requester side and of the responder side's packets.
+    fault: PageFault,
+    recv_fault: PageFault,
     /// What a WR that goes by packets took away, until nobody uses it. Locked with the requester.
     draining: SpinLock<Option<Draining>>,
     /// XRC target: the domain.
@@ -167,7 +169,8 @@ impl Qp {
             destroyed: AtomicBool::new(false),
             queued: Queued::new(),
             recv_came: AtomicBool::new(false),
-            fault: AtomicU64::new(0),
+            fault: PageFault::default(),
+            recv_fault: PageFault::default(),
             draining: SpinLock::new(None),
             xrcd,
             xrc_pd: AtomicU32::new(0),

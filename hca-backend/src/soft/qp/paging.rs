@@ -3,25 +3,50 @@
 //! there or refused, on the own side for as long as that takes, at the peer as if that were not ready
 //! (RNR). Which pages are wanted, and by whom, is kept in `soft::faults`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rdma_midlayer::driver::AsyncEvent;
 
 use super::Qp;
-use crate::soft::faults::Asked;
+use crate::soft::faults::{Asked, Waiter};
 use crate::soft::place::Place;
+use crate::soft::wire::responder::AHEAD;
 
-/// Bytes of a message that are asked for at once, beyond the piece that is wanted now.
-const AHEAD: u64 = 1 << 20;
-
-/// The RNR timer of pages that are missing, at the least: 20.48 ms (IBA table 45).
-pub(super) const PAGE_TIMER: u8 = 22;
-
-/// In the low bits of `Qp::fault`, below the number of the fault: its pages have come.
+/// In the low bits of a `PageFault`, below its number: its pages have come.
 const CAME: u64 = 1;
 /// They can't be had.
 const REFUSED: u64 = 2;
 const ANSWER: u64 = CAME | REFUSED;
+
+/// In the numbers that the faults of a QP's responder side have outside.
+const RESPONDER: u64 = 1 << 63;
+
+/// One side's last page fault: its number, and its answer. Changed by whoever has that side locked; but
+/// for the answer, which comes from elsewhere.
+#[derive(Default)]
+pub(super) struct PageFault(AtomicU64);
+
+/// Who waits for pages.
+#[derive(Clone, Copy)]
+pub(super) enum Waiting<'a> {
+    /// A QP's requester, which is locked.
+    Requester(&'a Qp),
+    /// Packets to a QP's responder, which is locked.
+    Responder(&'a Qp),
+}
+
+impl Waiting<'_> {
+    /// For its new fault.
+    fn waiter(&self) -> Waiter {
+        match self {
+            Self::Requester(qp) => (qp.this.clone(), qp.uid, qp.fault.next()),
+            Self::Responder(qp) => {
+                let number = qp.recv_fault.next() | RESPONDER;
+                (qp.this.clone(), qp.uid | RESPONDER, number)
+            }
+        }
+    }
+}
 
 /// Some bytes of a message.
 #[derive(Clone, Copy)]
@@ -45,14 +70,14 @@ pub(super) enum Lack {
 
 impl Qp {
     /// Whether pages of a place in this QP's memory are missing; then they are asked for, for
-    /// `waiter`, whose requester is locked, if there is one. Never sleeps.
+    /// `waiter`, if there is one. Never sleeps.
     #[inline]
     pub(super) fn lacks(
         &self,
         place: &Place<'_>,
         bytes: Bytes,
         write: bool,
-        waiter: Option<&Qp>,
+        waiter: Option<Waiting<'_>>,
         refused: bool,
     ) -> Lack {
         if !self.context.mrs.has_on_demand() {
@@ -67,7 +92,7 @@ impl Qp {
         place: &Place<'_>,
         bytes: Bytes,
         write: bool,
-        waiter: Option<&Qp>,
+        waiter: Option<Waiting<'_>>,
         refused: bool,
     ) -> Lack {
         let Bytes { offset, len, rest } = bytes;
@@ -77,7 +102,7 @@ impl Qp {
         if refused {
             return Lack::Refused;
         }
-        let waiter = waiter.map(|qp| (qp.this.clone(), qp.uid, qp.next_fault()));
+        let waiter = waiter.map(|waiting| waiting.waiter());
         let faults = &self.context.mrs.faults;
         match place.ask(offset, rest.min(len.max(AHEAD)), write, faults, waiter) {
             None => Lack::Nothing,
@@ -90,39 +115,47 @@ impl Qp {
         }
     }
 
+    /// The consumer has answered a fault.
+    pub(crate) fn pages_answered(&self, number: u64, refused: bool) {
+        let fault = if number & RESPONDER == 0 { &self.fault } else { &self.recv_fault };
+        if fault.answer(number & !RESPONDER, refused) {
+            self.schedule();
+            self.schedule_wire();
+        }
+    }
+}
+
+impl PageFault {
     /// The number of a new fault: answers to older ones are ignored from here on.
-    fn next_fault(&self) -> u64 {
-        let number = (self.fault.load(Ordering::Relaxed) >> 2) + 1;
-        self.fault.store(number << 2, Ordering::Release);
+    fn next(&self) -> u64 {
+        let number = (self.0.load(Ordering::Relaxed) >> 2) + 1;
+        self.0.store(number << 2, Ordering::Release);
         number
     }
 
-    /// The consumer has answered a fault.
-    pub(crate) fn pages_answered(&self, number: u64, refused: bool) {
+    /// Whether the answer is to this fault.
+    fn answer(&self, number: u64, refused: bool) -> bool {
         let answer = number << 2 | if refused { REFUSED } else { CAME };
-        let asked = number << 2;
-        if self.fault.compare_exchange(asked, answer, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            self.schedule();
-        }
+        self.0.compare_exchange(number << 2, answer, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether the fault that the QP's requester waits for is answered.
+    /// Whether it is answered.
     pub(super) fn has_answer(&self) -> bool {
-        self.fault.load(Ordering::Acquire) & ANSWER != 0
+        self.0.load(Ordering::Acquire) & ANSWER != 0
     }
 
-    /// Takes the answer to the last fault: whether its pages are refused. Its requester is locked.
+    /// Takes the answer, if there is one: whether the pages are refused.
     #[inline]
     pub(super) fn take_answer(&self) -> bool {
-        let word = self.fault.load(Ordering::Acquire);
+        let word = self.0.load(Ordering::Acquire);
         if word & ANSWER != 0 {
-            self.fault.store(word & !ANSWER, Ordering::Relaxed);
+            self.0.store(word & !ANSWER, Ordering::Relaxed);
         }
         word & ANSWER == REFUSED
     }
 
-    /// The fault that the QP waited for is its affair no more.
-    pub(super) fn forget_fault(&self) {
-        self.next_fault();
+    /// What it was for is done with.
+    pub(super) fn forget(&self) {
+        self.next();
     }
 }

@@ -18,7 +18,6 @@ use super::burst::BURST;
 use super::datagram::Dest;
 use super::execute::{Link, Step};
 use super::local::{self, is_local};
-use super::paging::PAGE_TIMER;
 use super::queue::{Current, SendQueue};
 use super::wire::{self, Sending};
 use super::{FLUSH_A_TURN, PIECE, Qp};
@@ -429,14 +428,14 @@ impl Qp {
                 self.wait(r, Why::Rnr, Some(now + rnr_delay(code)));
             }
             Step::Absent => self.wait(r, Why::Pages, None),
-            Step::AbsentThere if r.rnr_left == 0 => {
+            Step::AbsentThere(_) if r.rnr_left == 0 => {
                 self.end_current(r, WcStatus::RnrRetryExcErr);
             }
-            Step::AbsentThere => {
+            Step::AbsentThere(code) => {
                 if r.rnr_left < 7 {
                     r.rnr_left -= 1;
                 }
-                self.wait(r, Why::Pages, Some(now + rnr_delay(PAGE_TIMER)));
+                self.wait(r, Why::Pages, Some(now + rnr_delay(code)));
             }
             Step::Lost => {
                 let until = (r.attr.timeout != 0).then(|| now + ack_timeout(r.attr.timeout));
@@ -467,7 +466,7 @@ impl Qp {
         let why = wait.why;
         let came = match why {
             Why::Rnr => self.recv_came.swap(false, Ordering::AcqRel),
-            Why::Pages => self.has_answer(),
+            Why::Pages => self.fault.has_answer(),
             Why::Ack => false,
         };
         if !came && wait.timer.as_ref().is_none_or(|((at, _), _)| *at > now) {

@@ -16,7 +16,7 @@ use rdma_midlayer::work::{RecvWqe, RecvWr, SendFlags, SendWr, ShortRecv, WcFlags
 use rdma_midlayer::{Error, Result};
 
 use super::execute::Step;
-use super::paging::{Bytes, Lack};
+use super::paging::{Bytes, Lack, Waiting};
 use super::queue::RecvQueue;
 use super::wire::Receiving;
 use super::{FLUSH_A_TURN, PIECE, Qp};
@@ -25,6 +25,7 @@ use crate::soft::keys::Use;
 use crate::soft::place::{CopyFault, Place, View, copy};
 use crate::soft::rebind::Draining;
 use crate::soft::srq::Srq;
+use crate::soft::wire::timers::page_timer;
 
 /// The responder side of a QP.
 pub(super) struct Responder {
@@ -417,7 +418,7 @@ impl Qp {
                 Lack::Nothing => copy(&to, request.local, request.offset, request.piece()),
                 Lack::Asked => {
                     responder.paused = true;
-                    return Step::AbsentThere;
+                    return Step::AbsentThere(page_timer(responder.min_rnr_timer));
                 }
                 Lack::Refused => Err(CopyFault::To),
             },
@@ -527,7 +528,8 @@ impl Qp {
     #[inline]
     fn lacks_for(&self, request: &Request<'_>, place: &Place<'_>, write: bool) -> Lack {
         // What is lost on an unreliable connection is not tried again.
-        let waiter = (self.created.qp_type != QpType::Uc).then_some(request.from);
+        let waiter =
+            (self.created.qp_type != QpType::Uc).then_some(Waiting::Requester(request.from));
         self.lacks(place, request.bytes(), write, waiter, request.refused)
     }
 
@@ -542,7 +544,7 @@ impl Qp {
     ) -> Option<Step> {
         match self.lacks_for(request, place, write) {
             Lack::Nothing => None,
-            Lack::Asked => Some(Step::AbsentThere),
+            Lack::Asked => Some(Step::AbsentThere(page_timer(responder.min_rnr_timer))),
             Lack::Refused => Some(self.refuse_access(responder)),
         }
     }

@@ -20,6 +20,7 @@ use super::frame::{FrameBatch, Path, Reach};
 use super::headers::{Nak, Syndrome};
 use super::opcode::Kind;
 use super::packet::{Packet, within};
+use super::responder::Pages;
 use super::timers;
 
 mod send;
@@ -46,6 +47,11 @@ pub trait Host {
     fn read(&mut self, wqe: &SendWqe, offset: u64, to: &mut [u8]) -> Result<(), Fault>;
     /// Writes what a READ or an atomic brought.
     fn write(&mut self, wqe: &SendWqe, offset: u64, from: &[u8]) -> Result<(), Fault>;
+    /// Whether the pages of `len` bytes are there, `offset` bytes into the message. If they are not, the
+    /// requester gets a turn when they are.
+    fn pages(&mut self, _wqe: &SendWqe, _offset: u64, _len: u64) -> Pages {
+        Pages::Here
+    }
     /// The way of a datagram, the QP it is for, and the Q_Key it carries.
     fn datagram(&mut self, wqe: &SendWqe) -> Option<(Path, Qpn, u32)>;
     /// Carries out a WR that sends nothing. `None`: it is not done yet; the host gives the requester
@@ -605,6 +611,10 @@ impl Requester {
             return self.end_front(host, WcStatus::BadRespErr);
         }
         if read {
+            // Taken away since it was asked for: as if it had been lost.
+            if host.pages(front, offset, expected) == Pages::Asked {
+                return;
+            }
             if host.write(front, offset, packet.payload).is_err() {
                 return self.end_front(host, WcStatus::LocProtErr);
             }
@@ -624,6 +634,9 @@ impl Requester {
             return;
         }
         let Some(front) = self.queue.front() else { return };
+        if host.pages(front, 0, 8) == Pages::Asked {
+            return;
+        }
         if host.write(front, 0, &packet.original.to_ne_bytes()).is_err() {
             return self.end_front(host, WcStatus::LocProtErr);
         }

@@ -18,8 +18,12 @@ use super::headers::{Feth, Nak, Syndrome};
 use super::opcode::Kind;
 use super::packet::{Packet, packets, within};
 use super::requester::MAX_MESSAGE;
+use super::timers;
 
 mod reply;
+
+/// Bytes of a message whose pages must be there before it is begun.
+pub(crate) const AHEAD: u64 = 1 << 20;
 
 /// An atomic, as a responder does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,17 @@ pub enum NoWqe {
     Malformed,
 }
 
+/// What is known of the pages under some memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// All are there.
+    Here,
+    /// Some are missing, and asked for: later.
+    Asked,
+    /// Some are missing, and can't be had.
+    Refused,
+}
+
 /// What a receive completion says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
@@ -85,6 +100,16 @@ pub trait Host {
     fn select(&mut self, srqn: Srqn) -> bool;
     /// Reads for a peer: all of it, or false. XRC: with the keys of that SRQ.
     fn read(&mut self, srqn: Srqn, rkey: RKey, addr: u64, to: &mut [u8]) -> bool;
+    /// Whether the pages of memory are there that a peer may use, as `read` and `write` would: of the first
+    /// bytes, with those up to the second number of bytes wanted soon. Only where memory comes on demand
+    /// are any missing.
+    fn pages(&mut self, _srqn: Srqn, _at: (RKey, u64), _len: (u64, u64), _write: bool) -> Pages {
+        Pages::Here
+    }
+    /// The same of bytes of the WQE in hand.
+    fn pages_in_hand(&mut self, _offset: u64, _len: u64) -> Pages {
+        Pages::Here
+    }
     /// Does an atomic; answers what was there.
     fn atomic(&mut self, rkey: RKey, addr: u64, atomic: Atomic) -> Result<u64, Refusal>;
     /// Writes 8 bytes all at once.
@@ -202,6 +227,8 @@ type Outcome = Result<(), No>;
 /// Why a request was not carried out.
 enum No {
     Rnr,
+    /// Pages are missing: the peer is to try again.
+    Pages,
     Refused(Refusal),
 }
 
@@ -319,10 +346,14 @@ impl Responder {
                     self.answer(psn, Syndrome::Ack, counters);
                 }
             }
-            Err(No::Rnr) => {
+            Err(no @ (No::Rnr | No::Pages)) => {
+                let code = match no {
+                    No::Pages => timers::page_timer(self.config.min_rnr_timer),
+                    _ => self.config.min_rnr_timer,
+                };
                 counters.inc(|c| &c.send_rnr_err);
                 self.nak_sent = true;
-                self.answer(psn, Syndrome::Rnr(self.config.min_rnr_timer), counters);
+                self.answer(psn, Syndrome::Rnr(code), counters);
             }
             Err(No::Refused(why)) => {
                 let nak = match why {
@@ -360,7 +391,7 @@ impl Responder {
         }
         match self.carry_out(packet, host) {
             Ok(()) => {}
-            Err(No::Rnr) => self.message = Message::None,
+            Err(No::Rnr | No::Pages) => self.message = Message::None,
             Err(No::Refused(why)) => {
                 self.message = Message::None;
                 host.refuse(why);
@@ -429,6 +460,8 @@ impl Responder {
         if total > room || total > MAX_MESSAGE {
             return Err(Refusal::TooLong.into());
         }
+        let len = packet.payload.len() as u64;
+        found(host.pages_in_hand(done, len), Refusal::Receive)?;
         if !host.receive(done, packet.payload) {
             return Err(Refusal::Receive.into());
         }
@@ -478,6 +511,10 @@ impl Responder {
         if total > len || packet.op.last && total != len || !packet.op.last && total == len {
             return Err(Refusal::Invalid.into());
         }
+        // Of a whole message at first: to begin it and stop inside would help nobody.
+        let rest = (len - done).min(AHEAD);
+        let now = if done == 0 { rest } else { total - done };
+        self.find_pages(host, (rkey, addr.wrapping_add(done)), (now, rest), true)?;
         if packet.op.imm {
             take_wqe(host)?;
         }
@@ -515,6 +552,8 @@ impl Responder {
         if len > 0 && !host.check(reth.rkey, reth.addr, len, Access::REMOTE_READ) {
             return Err(Refusal::Access.into());
         }
+        let ahead = len.min(AHEAD);
+        self.find_pages(host, (reth.rkey, reth.addr), (ahead, ahead), false)?;
         let psn = packet.bth.psn;
         let count = packets(len, self.config.mtu);
         self.count_message();
@@ -550,6 +589,7 @@ impl Responder {
             Kind::CmpSwap => Atomic::CmpSwap { compare: eth.compare, swap: eth.swap_add },
             _ => Atomic::FetchAdd { add: eth.swap_add },
         };
+        self.find_pages(host, (eth.rkey, eth.addr), (8, 8), true)?;
         let original = host.atomic(eth.rkey, eth.addr, atomic)?;
         let psn = packet.bth.psn;
         self.count_message();
@@ -568,6 +608,7 @@ impl Responder {
         {
             return Err(Refusal::Invalid.into());
         }
+        self.find_pages(host, (reth.rkey, reth.addr), (8, 8), true)?;
         host.atomic_write(reth.rkey, reth.addr, word)?;
         Ok(self.placed(packet.bth.psn))
     }
@@ -597,6 +638,17 @@ impl Responder {
         self.keep(Resource::Placed { psn });
         self.replies.push_back(Reply::Placed { psn, msn: self.msn });
         psn.plus(1)
+    }
+
+    /// Whether the pages under some memory that a peer names are there.
+    fn find_pages(
+        &self,
+        host: &mut impl Host,
+        at: (RKey, u64),
+        len: (u64, u64),
+        write: bool,
+    ) -> Outcome {
+        found(host.pages(self.srqn, at, len, write), Refusal::Access)
     }
 
     /// Whether the peer may have one more request with responses outstanding.
@@ -701,6 +753,14 @@ impl Responder {
             return;
         }
         self.replies.insert(at, reply);
+    }
+}
+
+fn found(pages: Pages, refusal: Refusal) -> Outcome {
+    match pages {
+        Pages::Here => Ok(()),
+        Pages::Asked => Err(No::Pages),
+        Pages::Refused => Err(refusal.into()),
     }
 }
 

@@ -17,6 +17,12 @@ pub fn rnr_delay(code: u8) -> Duration {
     Duration::from_micros(10 * u64::from(UNITS_OF_10_US[usize::from(code & 31)]))
 }
 
+/// The RNR timer of a responder whose pages are missing: 20.48 ms, or its own if that is longer.
+pub fn page_timer(own: u8) -> u8 {
+    const PAGES: u8 = 22;
+    if rnr_delay(own) > rnr_delay(PAGES) { own } else { PAGES }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

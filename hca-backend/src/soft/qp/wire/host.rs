@@ -8,20 +8,34 @@ use std::sync::atomic::Ordering;
 use rdma_midlayer::attr::QpAttr;
 use rdma_midlayer::driver::AsyncEvent;
 use rdma_midlayer::rcu::Guard;
-use rdma_midlayer::types::{Access, QpState, Qpn, RKey, Srqn, WcOpcode, WcStatus};
+use rdma_midlayer::types::{Access, QpState, QpType, Qpn, RKey, Srqn, WcOpcode, WcStatus};
 use rdma_midlayer::work::{Flush, SendData, SendWr, WcFlags, WorkCompletion};
 
 use super::super::Qp;
 use super::super::execute::Step;
 use super::super::local::{self, KeyChange};
+use super::super::paging::{Bytes, Lack, Waiting};
 use super::super::placement::NotPlaced;
 use super::super::responder::{NoWqe as NoRecv, Responder};
 use crate::soft::cq::Cq;
+use crate::soft::keys::Use;
 use crate::soft::place::Place;
 use crate::soft::rebind::BindFault;
 use crate::soft::wire::frame::Path;
 use crate::soft::wire::requester::{Data, Fault, Host as SendHost, SendWqe};
-use crate::soft::wire::responder::{Atomic, Host as RecvHost, NoWqe, Received, Refusal};
+use crate::soft::wire::responder::{
+    AHEAD, Atomic, Host as RecvHost, NoWqe, Pages, Received, Refusal,
+};
+
+impl From<Lack> for Pages {
+    fn from(lack: Lack) -> Self {
+        match lack {
+            Lack::Nothing => Self::Here,
+            Lack::Asked => Self::Asked,
+            Lack::Refused => Self::Refused,
+        }
+    }
+}
 
 /// What a wire's requester finds round it.
 pub(super) struct Sender<'a> {
@@ -63,6 +77,17 @@ impl SendHost for Sender<'_> {
     fn write(&mut self, wqe: &SendWqe, offset: u64, from: &[u8]) -> std::result::Result<(), Fault> {
         let place = self.place(wqe, offset + from.len() as u64)?;
         place.write_at(offset, from).map_err(|_| Fault)
+    }
+
+    fn pages(&mut self, wqe: &SendWqe, offset: u64, len: u64) -> Pages {
+        if !self.qp.context.mrs.has_on_demand() {
+            return Pages::Here;
+        }
+        let Ok(place) = self.place(wqe, wqe.len) else { return Pages::Here };
+        let bytes = Bytes { offset, len, rest: wqe.len - offset };
+        let refused = self.qp.fault.take_answer();
+        let waiter = Some(Waiting::Requester(self.qp));
+        self.qp.lacks(&place, bytes, wqe.is_read(), waiter, refused).into()
     }
 
     fn datagram(&mut self, wqe: &SendWqe) -> Option<(Path, Qpn, u32)> {
@@ -127,6 +152,24 @@ pub(super) struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
+    /// How memory is used by a message that named an SRQ, if it has one: a later one may have named another.
+    fn use_by_read(&self, srqn: Srqn, access: Access) -> Option<Use> {
+        let mut of = self.qp.usage(access);
+        if self.qp.created.xrc {
+            of.pd = self.qp.srq_of_domain(srqn)?.pd();
+        }
+        Some(of)
+    }
+
+    /// Asks for the pages of a place here that are missing.
+    fn ask(&self, place: &Place<'_>, bytes: Bytes, write: bool) -> Pages {
+        // What is lost on an unreliable connection is not tried again.
+        let reliable = self.qp.created.qp_type != QpType::Uc;
+        let waiter = reliable.then_some(Waiting::Responder(self.qp));
+        let refused = self.qp.recv_fault.take_answer();
+        self.qp.lacks(place, bytes, write, waiter, refused).into()
+    }
+
     fn room(&self) -> u64 {
         self.responder.wqe.sges().iter().map(|sge| u64::from(sge.length)).sum()
     }
@@ -150,14 +193,37 @@ impl RecvHost for Receiver<'_> {
 
     fn read(&mut self, srqn: Srqn, rkey: RKey, addr: u64, to: &mut [u8]) -> bool {
         let (mrs, len) = (&self.qp.context.mrs, to.len() as u64);
-        let mut of = self.qp.usage(Access::REMOTE_READ);
-        if self.qp.created.xrc {
-            // A later message may have named another SRQ meanwhile.
-            let Some(srq) = self.qp.srq_of_domain(srqn) else { return false };
-            of.pd = srq.pd();
-        }
+        let Some(of) = self.use_by_read(srqn, Access::REMOTE_READ) else { return false };
         mrs.remote(rkey, addr, len, &of, self.guard)
             .is_some_and(|(memory, addr)| memory.read(addr, to).is_ok())
+    }
+
+    fn pages(&mut self, srqn: Srqn, at: (RKey, u64), len: (u64, u64), write: bool) -> Pages {
+        let ((rkey, addr), (len, rest)) = (at, len);
+        if len == 0 || !self.qp.context.mrs.has_on_demand() {
+            return Pages::Here;
+        }
+        // Whether the memory may be used so is looked at by who uses it.
+        let Some(of) = self.use_by_read(srqn, Access::NONE) else { return Pages::Here };
+        let found = self.qp.context.mrs.remote(rkey, addr, rest, &of, self.guard);
+        let Some((memory, addr)) = found else { return Pages::Here };
+        self.ask(&Place::One { memory, addr }, Bytes { offset: 0, len, rest }, write)
+    }
+
+    fn pages_in_hand(&mut self, offset: u64, len: u64) -> Pages {
+        if len == 0 || !self.qp.context.mrs.has_on_demand() {
+            return Pages::Here;
+        }
+        // The message may be as long as the WQE, all of whose memory need not be sound.
+        let soon = self.room().saturating_sub(offset).min(AHEAD);
+        for rest in [soon.max(len), len] {
+            let view = self.qp.view(Access::LOCAL_WRITE, self.guard);
+            let place = Place::of_sges(self.responder.wqe.sges(), offset + rest, view);
+            if let Ok(place) = place {
+                return self.ask(&place, Bytes { offset, len, rest }, true);
+            }
+        }
+        Pages::Here
     }
 
     fn atomic(

@@ -6,12 +6,16 @@ use std::time::Instant;
 use rdma_midlayer::types::{Access, WcStatus, WrOpcode};
 use rdma_midlayer::work::SendFlags;
 
+use crate::soft::wire::responder::Pages;
+
 use super::{Data, Host, MAX_MESSAGE, Out, Requester, Service};
 use crate::soft::wire::frame::Path;
 use crate::soft::wire::headers::{AtomicEth, Bth, Deth, Feth, Reth};
 use crate::soft::wire::opcode::code;
 use crate::soft::wire::packet::{DEFAULT_PKEY, Head, packets, within};
 
+/// Bytes of a READ whose pages must be there before it is asked for.
+const READ_AHEAD: u64 = 64 << 20;
 /// Packets of one READ request; a longer READ becomes several, so that PSNs stay in order.
 const READ_CHUNK: u32 = 1 << 20;
 /// PSNs that may be under way.
@@ -100,7 +104,7 @@ impl Requester {
         match self.config.service {
             Service::Datagram => self.send_datagram(now, host, out),
             _ if wqe.opcode == WrOpcode::Flush => self.send_flush(now, out),
-            _ if wqe.is_read() => self.send_read(now, out),
+            _ if wqe.is_read() => self.send_read(now, host, out),
             _ => self.send_data(now, host, out),
         }
     }
@@ -209,6 +213,11 @@ impl Requester {
         let (first, last) = (index == 0, index + 1 == wqe.progress.packets);
         let offset = u64::from(index) * self.config.mtu as u64;
         let len = (wqe.len - offset).min(self.config.mtu as u64) as usize;
+        match host.pages(wqe, offset, len as u64) {
+            Pages::Here => {}
+            Pages::Asked => return Sent::No,
+            Pages::Refused => return self.hold_back(WcStatus::LocProtErr, host),
+        }
         let write = matches!(
             wqe.opcode,
             WrOpcode::RdmaWrite | WrOpcode::RdmaWriteWithImm | WrOpcode::AtomicWrite
@@ -252,7 +261,7 @@ impl Requester {
     }
 
     /// The request of a READ, from the first byte that is missing, or of an atomic.
-    fn send_read(&mut self, now: Instant, out: &mut Out<'_>) -> Sent {
+    fn send_read(&mut self, now: Instant, host: &mut impl Host, out: &mut Out<'_>) -> Sent {
         if !self.window_is_open() {
             return Sent::No;
         }
@@ -264,6 +273,11 @@ impl Requester {
         let chunk = left.min(READ_CHUNK - index % READ_CHUNK);
         let offset = u64::from(index) * self.config.mtu as u64;
         let len = (wqe.len - offset).min(u64::from(chunk) * self.config.mtu as u64) as u32;
+        match host.pages(wqe, offset, u64::from(len).min(READ_AHEAD)) {
+            Pages::Here => {}
+            Pages::Asked => return Sent::No,
+            Pages::Refused => return self.hold_back(WcStatus::LocProtErr, host),
+        }
         let opcode = match wqe.opcode {
             WrOpcode::AtomicCmpAndSwp => code::CMP_SWAP,
             WrOpcode::AtomicFetchAndAdd => code::FETCH_ADD,
@@ -368,6 +382,11 @@ impl Requester {
             ..Bth::default()
         };
         let len = wqe.len as usize;
+        match host.pages(wqe, 0, wqe.len) {
+            Pages::Here => {}
+            Pages::Asked => return Sent::No,
+            Pages::Refused => return self.hold_back(WcStatus::LocProtErr, host),
+        }
         let mut head = Head::new(bth, len).with(&Deth { qkey, src: self.config.qpn }.emit());
         if with_imm {
             head = head.with(&wqe.imm.to_le_bytes());

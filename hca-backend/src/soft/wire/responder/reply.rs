@@ -3,15 +3,20 @@
 
 use rdma_midlayer::types::Psn;
 
-use super::{Host, Reply, Responder};
+use super::{AHEAD, Host, Pages, Reply, Responder};
 use crate::soft::wire::frame::Path;
 use crate::soft::wire::headers::{Aeth, Bth, Nak, Syndrome};
 use crate::soft::wire::opcode::code;
 use crate::soft::wire::packet::{DEFAULT_PKEY, Head};
 use crate::soft::wire::requester::{Out, push_cnp};
 
-/// Memory of a READ is gone.
-struct Gone;
+/// Why a READ gets no response now.
+enum No {
+    /// Its memory is gone.
+    Gone,
+    /// Pages of it are missing: the host gives the responder a turn when they are there.
+    Pages,
+}
 
 impl Responder {
     /// Makes packets of what is queued, until nothing is or `out` is full: then true.
@@ -45,11 +50,11 @@ impl Responder {
                     self.push(&path, code::READ_RESPONSE_ONLY, psn, &[&aeth], out);
                     self.replies.pop_front();
                 }
-                Reply::Read { .. } => {
-                    if self.send_response(&path, host, out).is_err() {
-                        self.refuse_rest(reply.psn(), host, out);
-                    }
-                }
+                Reply::Read { .. } => match self.send_response(&path, host, out) {
+                    Ok(()) => {}
+                    Err(No::Pages) => return false,
+                    Err(No::Gone) => self.refuse_rest(reply.psn(), host, out),
+                },
             }
         }
         false
@@ -78,7 +83,7 @@ impl Responder {
         path: &Path,
         host: &mut impl Host,
         out: &mut Out<'_>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), No> {
         let Some(Reply::Read { psn, addr, rkey, srqn, left, started, msn }) =
             self.replies.front().copied()
         else {
@@ -92,13 +97,18 @@ impl Responder {
             (true, true) => code::READ_RESPONSE_LAST,
             (false, true) => code::READ_RESPONSE_ONLY,
         };
+        match host.pages(srqn, (rkey, addr), (len, left.min(AHEAD)), false) {
+            Pages::Here => {}
+            Pages::Asked => return Err(No::Pages),
+            Pages::Refused => return Err(No::Gone),
+        }
         let mut head = Head::new(self.bth(opcode, psn), len as usize);
         if opcode != code::READ_RESPONSE_MIDDLE {
             head = head.with(&Aeth { syndrome: Syndrome::Ack, msn }.emit());
         }
         out.push(path, head.bytes(), len as usize, |to| {
             let there = to.is_empty() || host.read(srqn, rkey, addr, to);
-            if there { Ok(()) } else { Err(Gone) }
+            if there { Ok(()) } else { Err(No::Gone) }
         })?;
         if last {
             self.replies.pop_front();
