@@ -174,7 +174,7 @@ def unmapped(loop, rounds):
 
 
 def main():
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     for implicit in (False, True):
         loop = Loop(implicit)
         kind = "implicit" if implicit else "explicit"

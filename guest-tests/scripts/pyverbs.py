@@ -27,6 +27,8 @@ UNPACKED = pathlib.Path("/tmp/pyverbs")
 TABLE = pathlib.Path("pyverbs.table")
 # Generous: the longest module takes 20 seconds under emulation on a quiet machine.
 MODULE_SECONDS = 300
+# What some tests take their memory from: not in UML.
+HUGE_PAGES = pathlib.Path("/proc/sys/vm/nr_hugepages")
 # Some tests wait for the kernel or for one another for a second only, which a busy host can miss. If
 # only so many fail, each is run once more by itself, and that is said.
 SECOND_TRIES = 3
@@ -177,6 +179,8 @@ def main():
             run_module(arguments.modules[0], arguments.device, out)
         return 0
 
+    if HUGE_PAGES.exists():
+        HUGE_PAGES.write_text("16")
     results = {}
     modules = unpack()
     for module in arguments.modules or modules:
