@@ -3,7 +3,10 @@
 //! and whose data path is one worker. `bin/bench.rs` measures time beside the machine's limits,
 //! `bin/instructions.rs` counts instructions.
 
+pub mod apart;
+pub mod beside;
 pub mod limits;
+pub mod others;
 pub mod pair;
 pub mod setup;
 pub mod stage;

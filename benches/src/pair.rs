@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A daemon in this process with two VMs, and connections between them.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,10 +32,10 @@ pub struct Guest {
 }
 
 impl Guest {
-    fn new(path: &std::path::Path, memory: u64) -> Result<Self> {
-        // One vector, so that everything belongs to the one worker; a power of two of QPs' pages.
+    /// With a vector for each worker: the slots of its QPs then fall to them in turn.
+    fn new(path: &std::path::Path, memory: u64, vectors: u16) -> Result<Self> {
         let settings =
-            VmConfig { memory, regions: 1, vectors: 1, queue_size: 256, ..VmConfig::default() };
+            VmConfig { memory, regions: 1, vectors, queue_size: 256, ..VmConfig::default() };
         let vm = Vm::connect(path, settings)?;
         let driver = vm.driver()?;
         let pd = driver.alloc_pd()?;
@@ -74,7 +75,7 @@ pub struct Pair {
     /// Their neighbour.
     pub neighbour: Option<Guest>,
     daemon: Option<Daemon>,
-    cx: MaySleep,
+    cx: Rc<MaySleep>,
     _sockets: tempfile::TempDir,
 }
 
@@ -84,16 +85,24 @@ impl Pair {
     /// # Errors
     /// What the daemon or the system answers.
     pub fn start(worker_cpu: usize, memory: [u64; 2]) -> Result<Self> {
+        let cx = MaySleep::claim().context("a pair has been started in this thread before")?;
         let workers = WorkerConfig::new(1, Cpus::from(worker_cpu), POLL);
-        Self::with(
-            |cx| {
-                Ok(Daemon::start(
-                    cx,
-                    &DaemonConfig { workers, hcas: Vec::new(), wire: Default::default() },
-                )?)
-            },
-            &[memory[0], memory[1], NEIGHBOUR],
-        )
+        Self::of_workers(Rc::new(cx), workers, &[memory[0], memory[1], NEIGHBOUR])
+    }
+
+    /// Another daemon with two VMs, beside this one.
+    ///
+    /// # Errors
+    /// What the daemon or the system answers.
+    pub fn another(&self, workers: WorkerConfig, memory: [u64; 2]) -> Result<Self> {
+        Self::of_workers(self.cx.clone(), workers, &memory)
+    }
+
+    fn of_workers(cx: Rc<MaySleep>, workers: WorkerConfig, memory: &[u64]) -> Result<Self> {
+        let vectors = workers.count as u16;
+        let config = DaemonConfig { workers, hcas: Vec::new(), wire: Default::default() };
+        let daemon = Daemon::start(&cx, &config)?;
+        Self::with(cx, daemon, memory, vectors)
     }
 
     /// Starts them, with a worker whose turns are the caller's to take.
@@ -102,12 +111,12 @@ impl Pair {
     /// As `start`.
     pub fn stepped(memory: [u64; 2]) -> Result<(Self, Loop)> {
         let (workers, turns) = Workers::stepped()?;
-        Ok((Self::with(|cx| Ok(Daemon::with_workers(cx, workers)?), &memory)?, turns))
+        let cx = MaySleep::claim().context("a pair has been started in this thread before")?;
+        let daemon = Daemon::with_workers(&cx, workers)?;
+        Ok((Self::with(Rc::new(cx), daemon, &memory, 1)?, turns))
     }
 
-    fn with(start: impl FnOnce(&MaySleep) -> Result<Daemon>, memory: &[u64]) -> Result<Self> {
-        let cx = MaySleep::claim().context("a pair has been started in this thread before")?;
-        let mut daemon = start(&cx)?;
+    fn with(cx: Rc<MaySleep>, mut daemon: Daemon, memory: &[u64], vectors: u16) -> Result<Self> {
         let sockets = tempfile::tempdir()?;
         let mut guests = Vec::new();
         for (n, memory) in memory.iter().enumerate() {
@@ -116,11 +125,11 @@ impl Pair {
                 name: format!("vm{n}"),
                 mac: [0x52, 0x54, 0, 0, 0, n as u8 + 1],
                 network: 0,
-                vectors: 1,
+                vectors,
                 hca: None,
             };
             daemon.add_device(&cx, SocketConfig::new(path.clone(), device))?;
-            guests.push(Guest::new(&path, *memory)?);
+            guests.push(Guest::new(&path, *memory, vectors)?);
         }
         let mut guests = guests.into_iter();
         let (a, b) = (guests.next().context("a VM")?, guests.next().context("a second VM")?);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is done once: making QPs, registering memory, doing nothing.
+//! What is done once: making QPs and MRs, registering memory, doing nothing.
 
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,44 @@ pub fn open_qps(guest: &Guest, peer: QpEndpoint, count: usize) -> Result<IdleQps
     let took = begin.elapsed();
     let bytes_each = anonymous_memory().saturating_sub(before) as f64 / count as f64;
     Ok(IdleQps { took, bytes_each, _keep: (cq, uars) })
+}
+
+/// MRs that are there to be looked up.
+pub struct Keys {
+    /// Their remote keys; each MR is the same page, from address 0 on.
+    pub rkeys: Vec<u32>,
+    /// How long it took to register them.
+    pub took: Duration,
+    /// Bytes of the process's own memory that came with each.
+    pub bytes_each: f64,
+}
+
+/// Registers one page of guest memory `count` times, pipelined.
+///
+/// # Errors
+/// What the device answers.
+pub fn register_many(guest: &Guest, count: usize) -> Result<Keys> {
+    let page = guest.driver.memory().alloc_contiguous(PAGE)?;
+    page.set_with_device(true);
+    let request = RegMrRequest {
+        pdn: guest.pd.number.into(),
+        access: access::ALL.into(),
+        iova: 0.into(),
+        length: (PAGE as u64).into(),
+        offset: 0.into(),
+        pages: page_list(page.guest_address(0)),
+    };
+    let mut rkeys = Vec::with_capacity(count);
+    let before = anonymous_memory();
+    let begin = Instant::now();
+    while rkeys.len() < count {
+        let requests = vec![request; PIPELINE.min(count - rkeys.len())];
+        let answers: Vec<MrAnswer> = all_at_once(guest, CMD_REG_MR, &requests)?;
+        rkeys.extend(answers.iter().map(|answer| answer.rkey.get()));
+    }
+    let took = begin.elapsed();
+    let bytes_each = anonymous_memory().saturating_sub(before) as f64 / count as f64;
+    Ok(Keys { rkeys, took, bytes_each })
 }
 
 fn page_list(root: u64) -> PageList {

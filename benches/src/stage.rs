@@ -80,7 +80,8 @@ pub enum Quiet {
 pub struct Stage {
     /// On the worker's CPU.
     pub peer: Peer,
-    worker: ThreadId,
+    /// One a daemon.
+    workers: Vec<ThreadId>,
     quiet: Quiet,
 }
 
@@ -89,7 +90,7 @@ pub const WINDOW: Duration = Duration::from_micros(1500);
 const PAUSE: Duration = Duration::from_millis(7);
 
 impl Stage {
-    /// The stage of the calling thread, which is kept on `driver`, and of a worker that runs on
+    /// The stage of the calling thread, which is kept on `driver`, and of the workers that run on
     /// `worker` already.
     ///
     /// # Errors
@@ -97,8 +98,9 @@ impl Stage {
     pub fn new(driver: usize, worker: usize, quiet: Quiet) -> Result<Self> {
         pin(driver).with_context(|| format!("CPU {driver}"))?;
         let peer = Peer::start(worker)?;
-        let worker = ThreadId::named("worker0").context("the daemon's worker is not there")?;
-        let stage = Self { peer, worker, quiet };
+        let workers = ThreadId::named("worker0");
+        anyhow::ensure!(!workers.is_empty(), "the daemon's worker is not there");
+        let stage = Self { peer, workers, quiet };
         if quiet == Quiet::First {
             stage.set_first(true).and_then(|()| stage.set_first(false)).context(
                 "going before other threads (needs CAP_SYS_NICE; --shared does without)",
@@ -109,7 +111,7 @@ impl Stage {
 
     fn set_first(&self, first: bool) -> std::io::Result<()> {
         // The caller last: it must not wait for a thread that others keep from running.
-        self.worker.set_first(first)?;
+        self.workers.iter().try_for_each(|worker| worker.set_first(first))?;
         self.peer.id.set_first(first)?;
         ThreadId::SELF.set_first(first)
     }

@@ -21,15 +21,15 @@ impl ThreadId {
         Self(unsafe { libc::gettid() })
     }
 
-    /// The thread of this process with a name; `None` if there is none.
-    pub fn named(name: &str) -> Option<Self> {
-        for entry in fs::read_dir("/proc/self/task").ok()?.flatten() {
+    /// The threads of this process with a name.
+    pub fn named(name: &str) -> Vec<Self> {
+        let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+        let has_name = |entry: &fs::DirEntry| {
             let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            if comm.trim_end() == name {
-                return entry.file_name().to_str()?.parse().ok().map(Self);
-            }
-        }
-        None
+            comm.trim_end() == name
+        };
+        let found = tasks.flatten().filter(has_name);
+        found.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Self)).collect()
     }
 
     /// Puts it before all ordinary threads, or back among them.

@@ -96,6 +96,8 @@ pub struct Line {
     pub name: String,
     /// The median, as text with a unit.
     pub value: String,
+    /// The same in nanoseconds an operation, of a row that was measured in windows.
+    pub nanoseconds: Option<f64>,
     /// The median ratio to the yardstick, and its quartiles; or a figure by itself.
     pub ratio: Option<[f64; 3]>,
     /// What the ratio is of.
@@ -104,6 +106,15 @@ pub struct Line {
     pub goal: String,
     /// Whether it is met; `None` if there is none.
     pub met: Option<bool>,
+    /// How it was measured, if otherwise than the rest; or why it was not.
+    pub note: String,
+}
+
+impl Line {
+    /// One that was not measured, and why.
+    pub fn missing(name: &str, why: &str) -> Self {
+        Self { note: why.to_owned(), ..figure(name, "-".to_owned(), "", None) }
+    }
 }
 
 /// The quartiles, the median in the middle.
@@ -171,8 +182,17 @@ fn line(row: &Row<'_>, taken: &[f64], ratios: &[f64]) -> Line {
         ),
         Goal::Beside(unit) => ([low, mid, high], format!("x {unit}"), String::new(), None),
     };
-    let value = nanoseconds(quartiles(taken)[1]);
-    Line { name: row.name.clone(), value, ratio: Some(ratio), of, goal, met }
+    let median = quartiles(taken)[1];
+    Line {
+        name: row.name.clone(),
+        value: nanoseconds(median),
+        nanoseconds: Some(median),
+        ratio: Some(ratio),
+        of,
+        goal,
+        met,
+        note: String::new(),
+    }
 }
 
 /// A time as people read it.
@@ -189,10 +209,12 @@ pub fn figure(name: &str, value: String, goal: &str, met: Option<bool>) -> Line 
     Line {
         name: name.to_owned(),
         value,
+        nanoseconds: None,
         ratio: None,
         of: String::new(),
         goal: goal.to_owned(),
         met,
+        note: String::new(),
     }
 }
 
@@ -217,8 +239,8 @@ pub fn print(regime: &str, lines: &[Line]) -> String {
         };
         let _ = writeln!(
             out,
-            "{:width$} {:>11} {ratio:>9} {:15} {spread:>17} {:>9} {met}",
-            line.name, line.value, line.of, line.goal
+            "{:width$} {:>11} {ratio:>9} {:15} {spread:>17} {:>9} {met:6} {}",
+            line.name, line.value, line.of, line.goal, line.note
         );
     }
     out
@@ -235,13 +257,16 @@ pub fn json(regime: &str, lines: &[Line]) -> String {
                 None => "null".to_owned(),
             };
             let met = l.met.map_or("null".to_owned(), |met| met.to_string());
+            let ns = l.nanoseconds.map_or("null".to_owned(), |ns| format!("{ns:.1}"));
             format!(
-                "    {{\"name\": {}, \"median\": {}, \"ratio_quartiles\": {ratio}, \"of\": {}, \
-                 \"goal\": {}, \"met\": {met}}}",
+                "    {{\"name\": {}, \"median\": {}, \"nanoseconds\": {ns}, \
+                 \"ratio_quartiles\": {ratio}, \"of\": {}, \
+                 \"goal\": {}, \"met\": {met}, \"note\": {}}}",
                 text(&l.name),
                 text(&l.value),
                 text(&l.of),
-                text(&l.goal)
+                text(&l.goal),
+                text(&l.note)
             )
         })
         .collect();

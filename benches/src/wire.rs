@@ -242,8 +242,8 @@ pub fn first<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
     // A new thread gives itself its name.
     let mut tries = 0;
     let far = loop {
-        match ThreadId::named(FAR) {
-            Some(far) => break far,
+        match ThreadId::named(FAR).first() {
+            Some(far) => break *far,
             None if tries < 1000 => std::thread::sleep(Duration::from_millis(1)),
             None => bail!("the far side's thread is not there"),
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use front_end::{Driver, Mr, QpOptions, RcOptions, SendWr, Wc, connect_rc};
 
-use crate::pair::{Connection, DEPTH, Guest, POLL, Region};
+use crate::pair::{Connection, DEPTH, End, Guest, POLL, Region};
 use crate::sys;
 
 /// Ends a wait that takes too long.
@@ -45,21 +45,23 @@ fn check(wc: &Wc) -> Result<()> {
     bail!("a completion with status {} (QP {:#x}, opcode {})", wc.status, wc.qpn, wc.opcode)
 }
 
-/// WRITEs from one region into another, one after the other.
+/// WRITEs from one region into another, or READs, one after the other.
 pub struct Latency {
     /// The connection.
     pub connection: Connection,
     /// Pairs of MRs, taken in random order.
     pub mrs: Vec<(Mr, Mr)>,
-    /// Bytes of each WRITE.
+    /// Bytes of each.
     pub len: u32,
+    /// READs, from the second MR of a pair.
+    pub read: bool,
     random: u64,
 }
 
 impl Latency {
     /// `len` bytes each, between any of the pairs of MRs.
     pub fn new(connection: Connection, mrs: Vec<(Mr, Mr)>, len: u32) -> Self {
-        Self { connection, mrs, len, random: 0x9e37_79b9_7f4a_7c15 }
+        Self { connection, mrs, len, read: false, random: 0x9e37_79b9_7f4a_7c15 }
     }
 
     /// Post, poll until it has come, `ops` times.
@@ -71,26 +73,75 @@ impl Latency {
         let mut patience = Patience::default();
         let begin = Instant::now();
         for n in 0..ops {
-            self.random ^= self.random << 13;
-            self.random ^= self.random >> 7;
-            self.random ^= self.random << 17;
-            let at = (self.random % self.mrs.len() as u64) as usize;
+            let at = (next(&mut self.random) % self.mrs.len() as u64) as usize;
             let (from, to) = &self.mrs[at];
             let sges = [from.sge(0, self.len)];
-            a.qp.post_send(&SendWr::write(n, &sges, to.remote(0)).signaled())?;
-            let wc = loop {
-                match a.cq.poll_one() {
-                    Some(wc) => break wc,
-                    None => patience.spin("a completion")?,
-                }
+            let wr = match self.read {
+                true => SendWr::read(n, &sges, to.remote(0)),
+                false => SendWr::write(n, &sges, to.remote(0)),
             };
-            check(&wc)?;
+            a.qp.post_send(&wr.signaled())?;
+            wait(a, &mut patience)?;
         }
         Ok(begin.elapsed())
     }
 }
 
-/// WRITEs, many outstanding.
+/// A generator of numbers.
+fn next(random: &mut u64) -> u64 {
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    *random
+}
+
+#[inline]
+fn wait(end: &mut End, patience: &mut Patience) -> Result<()> {
+    let wc = loop {
+        match end.cq.poll_one() {
+            Some(wc) => break wc,
+            None => patience.spin("a completion")?,
+        }
+    };
+    check(&wc)
+}
+
+/// WRITEs of 64 bytes, one after the other, each by another one of very many remote keys.
+pub struct ManyKeys {
+    /// The connection.
+    pub connection: Connection,
+    /// Where from.
+    pub from: Mr,
+    /// The keys; address 0 of each is written to.
+    pub rkeys: Vec<u32>,
+    random: u64,
+}
+
+impl ManyKeys {
+    /// By any of these keys.
+    pub fn new(connection: Connection, from: Mr, rkeys: Vec<u32>) -> Self {
+        Self { connection, from, rkeys, random: 0x9e37_79b9_7f4a_7c15 }
+    }
+
+    /// Post, poll until it has come, `ops` times.
+    ///
+    /// # Errors
+    /// If a completion tells of an error or does not come.
+    pub fn run(&mut self, ops: u64) -> Result<Duration> {
+        let a = &mut self.connection.a;
+        let mut patience = Patience::default();
+        let sges = [self.from.sge(0, 64)];
+        let begin = Instant::now();
+        for n in 0..ops {
+            let at = (next(&mut self.random) % self.rkeys.len() as u64) as usize;
+            a.qp.post_send(&SendWr::write(n, &sges, (0, self.rkeys[at])).signaled())?;
+            wait(a, &mut patience)?;
+        }
+        Ok(begin.elapsed())
+    }
+}
+
+/// WRITEs or READs, many outstanding.
 pub struct Stream {
     /// The connection.
     pub connection: Connection,
@@ -108,6 +159,8 @@ pub struct Stream {
     pub batch: u64,
     /// One completion for so many.
     pub signal_every: u64,
+    /// READs, the other way.
+    pub read: bool,
     /// Called once a batch.
     pub between: Option<Box<dyn FnMut()>>,
     next: u64,
@@ -127,6 +180,7 @@ impl Stream {
             depth: DEPTH,
             batch: 16,
             signal_every: 1,
+            read: false,
             between: None,
             next: 0,
         }
@@ -151,7 +205,10 @@ impl Stream {
                 for n in self.next..self.next + batch {
                     let offset = n % self.places * u64::from(self.len);
                     let sges = [self.from.sge(offset, self.len)];
-                    let mut wr = SendWr::write(n, &sges, self.to.remote(offset));
+                    let mut wr = match self.read {
+                        true => SendWr::read(n, &sges, self.to.remote(offset)),
+                        false => SendWr::write(n, &sges, self.to.remote(offset)),
+                    };
                     if (n + 1).is_multiple_of(self.signal_every) {
                         wr = wr.signaled();
                     }
@@ -195,9 +252,7 @@ pub fn rage(guest: &Guest, harmless: bool, stores: usize) -> Result<Box<dyn FnMu
     let mut random = 0x1234_5678_9abc_def1_u64;
     Ok(Box::new(move || {
         for n in 0..stores {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
+            next(&mut random);
             let target = match n % 4 {
                 0 => qps[0].uar_slot().0.buffer(),
                 1 => cq.buffer(),

@@ -76,7 +76,7 @@ for mode in polled events; do
             measure $program $bytes $mode $program -F -s $bytes "${option[@]}"
         done
     done
-    for program in ib_write_lat ib_send_lat; do
+    for program in ib_write_lat ib_read_lat ib_send_lat; do
         measure $program 2 $mode $program -F -s 2 "${option[@]}"
     done
 done

@@ -9,13 +9,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use benches::apart::{self, TwoQps};
 use benches::limits::{self, Echo, EventFds};
-use benches::pair::{Connection, Pair, Region};
-use benches::setup;
+use benches::pair::{POLL, Pair, Region};
+use benches::setup::{self, IdleQps, Keys};
 use benches::stage::{Quiet, Stage};
 use benches::table::{self, Goal, Line, Measure, Row};
-use benches::work::{self, Asleep, Dirty, Latency, Messages, Stream};
+use benches::work::{self, Asleep, Dirty, Latency, ManyKeys, Messages, Stream};
+use benches::{beside, others};
 use clap::Parser;
+use vhost_rdma::{Cpus, WorkerConfig};
 
 /// Measures the device through the native front end, beside the limits of the machine.
 ///
@@ -36,9 +39,15 @@ struct Cli {
     /// Do not go before other threads of the machine while a window lasts (that needs CAP_SYS_NICE)
     #[arg(long)]
     shared: bool,
-    /// Open QPs beside the one in use, and how fast they come; 0 leaves that out
+    /// QPs that a second daemon has open, and how fast they come; 0 leaves that out
     #[arg(long, default_value_t = 65_400)]
     qps: usize,
+    /// MRs that one of its VMs has; 0 leaves that out
+    #[arg(long, default_value_t = 999_000)]
+    mrs: usize,
+    /// Rows that were measured in guests, for the same table (as `cargo lab bench` writes them)
+    #[arg(long, value_name = "FILE")]
+    beside: Option<PathBuf>,
     /// Where to write the table as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -49,19 +58,25 @@ const HOT: usize = 256 << 10;
 /// What fits into no cache.
 const COLD: usize = 96 << 20;
 const MEMORY: u64 = 5 << 28;
+/// Memory of the VM with very many QPs: a page for each, in the half that is given out in one piece.
+const CROWDED: u64 = 5 << 27;
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let [driver_cpu, worker_cpu] = cli.cpus[..] else {
         anyhow::bail!("--cpus wants two: the driver's and the worker's");
     };
+    let wanted = |name: &str| cli.only.as_ref().is_none_or(|part| name.contains(part.as_str()));
     let pair = Pair::start(worker_cpu, [MEMORY; 2])?;
+    let crowd = Crowd::open(&cli, &pair, worker_cpu, &wanted)?;
     let quiet = if cli.shared { Quiet::Shared } else { Quiet::First };
     let stage = Stage::new(driver_cpu, worker_cpu, quiet)?;
-    let wanted = |name: &str| cli.only.as_ref().is_none_or(|part| name.contains(part.as_str()));
 
     let stream = Rc::new(RefCell::new(Kicked::new(stream(&pair, 64)?)));
     let mut rows = rows(&pair, &stage, &stream)?;
+    if let Some(crowd) = &crowd {
+        rows.extend(crowd.rows(&pair)?);
+    }
     rows.retain(|row| wanted(&row.name));
     let show = |round| {
         eprint!("\rround {round} of {}", cli.rounds);
@@ -76,7 +91,19 @@ fn main() -> Result<()> {
         let value = format!("1 in {every:.0}");
         lines.push(table::figure("doorbells in the stream", value, ">= 64", Some(every >= 64.0)));
     }
-    once(&cli, &pair, &stage, &wanted, &mut lines)?;
+    once(&pair, &wanted, &mut lines)?;
+    if let Some(crowd) = &crowd {
+        lines.extend(crowd.lines().into_iter().filter(|line| wanted(&line.name)));
+    }
+    lines.extend(apart_lines(&cli, &pair, &wanted)?);
+    if cli.only.is_none() {
+        lines.extend(others::lines([driver_cpu, worker_cpu], !cli.shared, pp[1]));
+    }
+    if let Some(path) = &cli.beside {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        lines.extend(beside::lines(&text)?);
+    }
     let regime = format!(
         "{}, {} windows a row, {}, pp {:.0} ns ({:.0} to {:.0})",
         cpu_name(),
@@ -237,6 +264,12 @@ fn rows<'r>(pair: &Pair, stage: &'r Stage, kicked: &Rc<RefCell<Kicked>>) -> Resu
     let (measure, yardstick) = beside_memcpy(pair, stage, 1 << 20, COLD, (4, 1))?;
     row("1 MB WRITE, cold", measure, Some(yardstick), Goal::AtLeast("memcpy", 1.5));
 
+    for row in as_perftest(pair)? {
+        rows.push(row);
+    }
+    let mut row = |name: &str, measure, yardstick, goal| {
+        rows.push(Row { name: name.to_owned(), measure, yardstick, goal });
+    };
     let mrs = (pair.a.register(4096)?.mr, pair.b.register(4096)?.mr);
     let driver = pair.a.driver.clone();
     let mut asleep = Asleep { connection: pair.connect()?, driver, mrs };
@@ -247,6 +280,33 @@ fn rows<'r>(pair: &Pair, stage: &'r Stage, kicked: &Rc<RefCell<Kicked>>) -> Resu
         Some(Measure::new(move |n| event_fds.run(peer, n)).at_most(4)),
         Goal::AtMost("eventfd", 1.3),
     );
+    Ok(rows)
+}
+
+/// What guests do with perftest, for their rows: one buffer, and as much outstanding as perftest has.
+fn as_perftest<'r>(pair: &Pair) -> Result<Vec<Row<'r>>> {
+    let mut read = latency(pair, 1)?;
+    read.read = true;
+    let mut rows = vec![Row {
+        name: "as perftest: 64 B READ, 1 outstanding".to_owned(),
+        measure: Measure::new(move |n| read.run(n)),
+        yardstick: None,
+        goal: Goal::Beside("pp"),
+    }];
+    for (name, read) in [
+        ("as perftest: 64 KB WRITE, window 128", false),
+        ("as perftest: 64 KB READ, window 128", true),
+    ] {
+        let (from, to) = (pair.a.register(64 << 10)?, pair.b.register(64 << 10)?);
+        let mut stream = Stream::new(pair.connect()?, &from, &to, 64 << 10);
+        (stream.depth, stream.batch, stream.read) = (128, 1, read);
+        rows.push(Row {
+            name: name.to_owned(),
+            measure: Measure::new(move |n| stream.run(n)),
+            yardstick: None,
+            goal: Goal::Beside("pp"),
+        });
+    }
     Ok(rows)
 }
 
@@ -308,13 +368,7 @@ impl Further {
 }
 
 /// What is measured once, after the rest.
-fn once(
-    cli: &Cli,
-    pair: &Pair,
-    stage: &Stage,
-    wanted: &impl Fn(&str) -> bool,
-    lines: &mut Vec<Line>,
-) -> Result<()> {
+fn once(pair: &Pair, wanted: &impl Fn(&str) -> bool, lines: &mut Vec<Line>) -> Result<()> {
     let idle = "idle daemon";
     if wanted(idle) {
         let share = setup::idle(Duration::from_secs(3));
@@ -331,38 +385,134 @@ fn once(
             lines.push(table::figure(name, value, "<= 5 ms", Some(median <= 5e6)));
         }
     }
-    let name = "64 B WRITE, many open QPs";
-    if cli.qps == 0 || !wanted(name) {
-        return Ok(());
-    }
-    let ratio = |rounds| -> Result<f64> {
-        let mut latency = latency(pair, 1)?;
-        let row = Row {
-            name: name.to_owned(),
-            measure: Measure::new(move |n| latency.run(n)),
-            yardstick: None,
-            goal: Goal::Beside("pp"),
-        };
-        let (measured, _) = table::measure(stage, rounds, ping_pong(stage), vec![row], |_| ())?;
-        measured.first().and_then(|line| line.ratio).map(|r| r[1]).context("a ratio")
-    };
-    let few = ratio(cli.rounds)?;
-    let connection: Connection = pair.connect()?;
-    let opened = setup::open_qps(&pair.a, connection.b.qp.endpoint(), cli.qps)?;
-    let rate = cli.qps as f64 / opened.took.as_secs_f64();
-    let value = format!("{rate:.0} QP/s");
-    lines.push(table::figure("create to RTS", value, ">= 20000", Some(rate >= 20_000.0)));
-    let value = format!("{:.0} B", opened.bytes_each);
-    let met = Some(opened.bytes_each <= 4096.0);
-    lines.push(table::figure("memory of an idle QP", value, "<= 4096", met));
-    // They are armed one by one, and then let be.
-    std::thread::sleep(Duration::from_millis(500));
-    let more = ratio(cli.rounds)? / few;
-    let value = format!("{more:.2} x");
-    let name = format!("64 B WRITE, {} open QPs beside one", cli.qps + 100);
-    lines.push(table::figure(&name, value, "<= 1.1", Some(more <= 1.1)));
-    let share = setup::idle(Duration::from_secs(3));
-    let value = format!("{:.3} % CPU", share * 100.0);
-    lines.push(table::figure("idle daemon, all QPs open", value, "none", Some(share < 0.001)));
     Ok(())
+}
+
+/// A second daemon, of which one VM has very many QPs and the other very many MRs. Its worker shares the
+/// first one's CPU, and sleeps while that works.
+struct Crowd {
+    pair: Pair,
+    opened: Option<IdleQps>,
+    keys: Option<Keys>,
+    counts: [usize; 2],
+}
+
+/// Names of its rows.
+const LATENCY: &str = "64 B WRITE, very many open QPs";
+const KEYS: &str = "64 B WRITE, a million MRs at random";
+const SETUP: &str = "create to RTS";
+const IDLE_QP: &str = "memory of an idle QP";
+const MR_RATE: &str = "register one page, pipelined";
+const MR_BYTES: &str = "memory of an MR of one page";
+const IDLE: &str = "idle daemons, all of that open";
+
+impl Crowd {
+    fn open(
+        cli: &Cli,
+        beside: &Pair,
+        cpu: usize,
+        wanted: &impl Fn(&str) -> bool,
+    ) -> Result<Option<Self>> {
+        let any = |names: &[&str]| names.iter().any(|name| wanted(name));
+        let qps = if any(&[LATENCY, SETUP, IDLE_QP, IDLE]) { cli.qps } else { 0 };
+        let mrs = if any(&[KEYS, MR_RATE, MR_BYTES, IDLE]) { cli.mrs } else { 0 };
+        if qps + mrs == 0 {
+            return Ok(None);
+        }
+        let workers = WorkerConfig::new(1, Cpus::from(cpu), POLL);
+        let pair = beside.another(workers, [CROWDED, 64 << 20])?;
+        let mut crowd = Self { pair, opened: None, keys: None, counts: [qps, mrs] };
+        if qps > 0 {
+            let peer = crowd.pair.connect()?.b.qp.endpoint();
+            crowd.opened = Some(setup::open_qps(&crowd.pair.a, peer, qps)?);
+        }
+        if mrs > 0 {
+            crowd.keys = Some(setup::register_many(&crowd.pair.b, mrs)?);
+        }
+        Ok(Some(crowd))
+    }
+
+    fn rows<'r>(&self, beside: &Pair) -> Result<Vec<Row<'r>>> {
+        let mut rows = Vec::new();
+        if self.opened.is_some() {
+            let (mut many, mut one) = (latency(&self.pair, 1)?, latency(beside, 1)?);
+            rows.push(Row {
+                name: LATENCY.to_owned(),
+                measure: Measure::new(move |n| many.run(n)),
+                yardstick: Some(Measure::new(move |n| one.run(n))),
+                goal: Goal::AtMost("the same with few", 1.1),
+            });
+        }
+        if let Some(keys) = &self.keys {
+            let from = self.pair.a.register(4096)?.mr;
+            let mut work = ManyKeys::new(self.pair.connect()?, from, keys.rkeys.clone());
+            rows.push(Row {
+                name: KEYS.to_owned(),
+                measure: Measure::new(move |n| work.run(n)).at_most(1024).after(2048),
+                yardstick: None,
+                goal: Goal::Beside("pp"),
+            });
+        }
+        Ok(rows)
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let [qps, mrs] = self.counts;
+        let mut lines = Vec::new();
+        if let Some(opened) = &self.opened {
+            let rate = qps as f64 / opened.took.as_secs_f64();
+            let (value, met) = (format!("{rate:.0} QP/s"), Some(rate >= 20_000.0));
+            lines.push(table::figure(SETUP, value, ">= 20000", met));
+            let (value, met) =
+                (format!("{:.0} B", opened.bytes_each), Some(opened.bytes_each <= 4096.0));
+            lines.push(table::figure(IDLE_QP, value, "<= 4096", met));
+        }
+        if let Some(keys) = &self.keys {
+            let rate = mrs as f64 / keys.took.as_secs_f64();
+            lines.push(table::figure(MR_RATE, format!("{rate:.0} MR/s"), "", None));
+            let value = format!("{:.0} B", keys.bytes_each);
+            lines.push(table::figure(MR_BYTES, value, "", None));
+        }
+        lines.iter_mut().for_each(|line| line.note = format!("of {qps} QPs, {mrs} MRs"));
+        let share = setup::idle(Duration::from_secs(3));
+        let value = format!("{:.3} % CPU", share * 100.0);
+        lines.push(table::figure(IDLE, value, "none", Some(share < 0.001)));
+        lines
+    }
+}
+
+/// What is measured apart from the windows.
+fn apart_lines(cli: &Cli, pair: &Pair, wanted: &impl Fn(&str) -> bool) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for (name, moderated) in
+        [("completions an event", false), ("completions an event, moderated to 32", true)]
+    {
+        if wanted(name) {
+            let each = apart::completions_an_event(pair, moderated)?;
+            let least = f64::from(apart::MODERATED);
+            let (goal, met) = if moderated { (">= 32", Some(each >= least)) } else { ("", None) };
+            lines.push(table::figure(name, format!("{each:.1}"), goal, met));
+        }
+    }
+    let name = "1 MB WRITEs of two QPs, two workers";
+    if wanted(name) {
+        let (mut one, mut two) = (TwoQps::new(pair, 1)?, TwoQps::new(pair, 2)?);
+        let (mut times, mut ratios) = (Vec::new(), Vec::new());
+        for round in 0..=cli.rounds {
+            let alone = one.run(64)?.as_secs_f64();
+            let both = two.run(64)?.as_secs_f64();
+            if round > 0 {
+                times.push(both * 1e9 / 128.0);
+                ratios.push(alone / both);
+            }
+        }
+        let line = table::figure(name, table::nanoseconds(table::quartiles(&times)[1]), "", None);
+        lines.push(Line {
+            ratio: Some(table::quartiles(&ratios)),
+            of: "of one worker".to_owned(),
+            note: "not alone on the CPUs; the driver sleeps".to_owned(),
+            ..line
+        });
+    }
+    Ok(lines)
 }

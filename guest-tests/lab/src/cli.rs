@@ -58,9 +58,10 @@ pub enum Command {
     Wire(WireArguments),
     /// Measure the device beside the limits of this machine
     ///
-    /// Builds and runs the program `bench`, which drives the daemon through the native front end,
-    /// and takes its options after `--` (`cargo lab bench -- --help`). Prints a table, and writes it
-    /// as JSON to bench.json in cargo's target folder unless --json names another file.
+    /// Measures in two UML guests, then builds and runs the program `bench`, which drives the daemon
+    /// through the native front end, and takes its options after `--` (`cargo lab bench -- --help`; with
+    /// its --only there are no guests). Prints one table, and writes it as JSON to bench.json in cargo's
+    /// target folder unless --json names another file.
     Bench(BenchArguments),
 }
 
@@ -185,6 +186,12 @@ pub struct ShellArguments {
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArguments {
+    /// No rows of UML guests
+    #[arg(long)]
+    pub no_guests: bool,
+    /// Two QEMU guests as well, beside rxe: the demonstration's figures
+    #[arg(long)]
+    pub vms: bool,
     /// Options of the program
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub options: Vec<String>,

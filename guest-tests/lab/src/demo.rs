@@ -42,7 +42,7 @@ enum Figure {
 
 /// The measurements, in the order in which they came.
 #[derive(Debug, Default)]
-struct Measurements {
+pub struct Measurements {
     names: Vec<Name>,
     rows: BTreeMap<Name, Row>,
 }
@@ -52,6 +52,15 @@ struct Measurements {
 /// # Errors
 /// When something can't be built, or guests don't boot.
 pub fn run(cache: &Cache, shape: &Shape) -> Result<bool> {
+    let (success, measurements) = measure(cache, shape)?;
+    Ok(success && measurements.complete())
+}
+
+/// As `run`, for others: whether the scripts succeeded, and what was measured.
+///
+/// # Errors
+/// As `run`.
+pub fn measure(cache: &Cache, shape: &Shape) -> Result<(bool, Measurements)> {
     let parts = Parts::prepare(cache, shape)?;
     let job = Job::of_script("demo.sh")?;
     let mut measurements = Measurements::default();
@@ -69,12 +78,31 @@ pub fn run(cache: &Cache, shape: &Shape) -> Result<bool> {
     if let Some(error) = misread {
         return Err(error);
     }
-    Ok(outcome.success() && measurements.complete())
+    Ok((outcome.success(), measurements))
 }
 
 impl Measurements {
+    /// Program, bytes, mode, and the figures of ours and of rxe, for each that has one.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, u64, &str, Option<f64>, Option<f64>)> + '_ {
+        let figure = |figure: Figure| match figure {
+            Figure::Value(value) if value > 0.0 => Some(value),
+            _ => None,
+        };
+        let has_mode = |row: &Row| row.ours != Figure::None && row.rxe != Figure::None;
+        self.names
+            .iter()
+            .map(|name| (name, self.rows[name].clone()))
+            .filter(move |(_, row)| has_mode(row))
+            .map(move |((program, bytes, mode), row)| {
+                (program.as_str(), *bytes, mode.as_str(), figure(row.ours), figure(row.rxe))
+            })
+    }
+
     /// Takes a RESULT or COUNT line; false if it is none.
-    fn take(&mut self, line: &str) -> Result<bool> {
+    ///
+    /// # Errors
+    /// One that makes no sense.
+    pub fn take(&mut self, line: &str) -> Result<bool> {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             ["RESULT", side, program, bytes, mode, value] => {

@@ -28,7 +28,18 @@ const PACKAGES: &[&str] = &[
 /// # Errors
 /// When packages are missing and can't be installed (no root, no mirror, not a Debian).
 pub fn ensure_packages() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|name| !is_installed(name)).collect();
+    install(PACKAGES)
+}
+
+/// Installs packages that something is better with. Says so if that fails.
+pub fn try_packages(packages: &[&str]) {
+    if let Err(error) = install(packages) {
+        progress::say(format_args!("without {}: {error:#}", packages.join(" ")));
+    }
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|name| !is_installed(name)).collect();
     if missing.is_empty() {
         return Ok(());
     }

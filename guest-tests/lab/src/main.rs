@@ -2,6 +2,7 @@
 //! The lab: builds guests, starts them with the daemon, runs programs in them, compares and
 //! tests. Called as `cargo lab …`; `cargo lab --help` tells more.
 
+mod bench;
 mod cache;
 mod cli;
 mod command;
@@ -30,7 +31,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::cache::Cache;
-use crate::cli::{BenchArguments, Cli, Command, RunArguments, ShellArguments};
+use crate::cli::{Cli, Command, RunArguments, ShellArguments};
 use crate::fleet::{Job, Parts, Shape};
 
 fn main() -> ExitCode {
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
             open_cache().and_then(|cache| wire::run(&cache, arguments.kind, arguments.rounds))
         }
         Command::Test(arguments) => tests::run(arguments),
-        Command::Bench(arguments) => bench(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -88,17 +89,6 @@ fn print_line(guest: usize, line: &str) {
     let mut output = std::io::stdout().lock();
     let _ = writeln!(output, "[guest{guest}] {line}");
     let _ = output.flush();
-}
-
-/// Builds and runs the measuring program, whose options are its own.
-fn bench(arguments: &BenchArguments) -> Result<bool> {
-    let mut command = programs::cargo();
-    command.args(["run", "--release", "--quiet", "-p", "benches", "--bin", "bench", "--"]);
-    if !arguments.options.iter().any(|option| option.starts_with("--json")) {
-        command.arg("--json").arg(programs::target_directory().join("bench.json"));
-    }
-    let status = command.args(&arguments.options).status().context("starting cargo")?;
-    Ok(status.success())
 }
 
 fn shell(arguments: &ShellArguments) -> Result<bool> {
