@@ -6,6 +6,8 @@
 #             guest inside, rxe of another host, as far as there are such
 #   replug=N  rxe goes and comes N times under load (`verbs` only)
 #   kill      the daemon dies under load, and another one takes its place
+#   measure   perftest between the first guest inside and rxe of its host, beside rxe alone; and what the
+#             daemon touches of the guest's memory meanwhile
 #   long      for the steps that follow: more programs, longer messages
 set -euo pipefail
 source ./rdma.sh
@@ -22,6 +24,9 @@ partners=()
 [[ $hca != verbs ]] || partners+=(0)
 ((FIRST + 1 >= GUEST_COUNT)) || partners+=($((FIRST + 1)))
 [[ $hca != verbs ]] || ((HOST_COUNT == 1)) || partners+=(1)
+
+# perftest's options: with patience for a peer whose host runs others first.
+options=(-F -u 18)
 
 # On level 1 rxe.
 device=${RDMA_DEVICE:-rxe0}
@@ -41,9 +46,9 @@ fail() {
 
 # until_true SECONDS WHAT COMMAND…
 until_true() {
-    local tries=$(($1 * 5)) what=$2 try
+    local until=$((SECONDS + $1)) what=$2
     shift 2
-    for ((try = 0; try < tries; try++)); do
+    while ((SECONDS < until)); do
         if "$@" 2> /dev/null; then return 0; fi
         sleep 0.2
     done
@@ -111,7 +116,7 @@ programs() {
     for SERVER in "${partners[@]}"; do
         ! takes_part || index=$(my_gid)
         for program in "${programs[@]}"; do
-            pair "$program-$SERVER" $program -F -d "$device" -x "$index" -n 100 -s 4096 \
+            pair "$program-$SERVER" $program "${options[@]}" -d "$device" -x "$index" -n 100 -s 4096 \
                 || fail "$program with guest $SERVER: $(cat /tmp/output)"
             [[ $GUEST_INDEX != "$CLIENT" ]] \
                 || grep -E '^ *4096 ' /tmp/output | sed "s/^/$program with guest $SERVER: /"
@@ -134,7 +139,7 @@ load() {
         until_true 60 "nobody watches" test -s watch.log
     fi
     if takes_part; then
-        local command=(ib_write_bw -F -d "$device" -x "$(my_gid)" -p 18515 --run_infinitely -s 4096)
+        local command=(ib_write_bw "${options[@]}" -d "$device" -x "$(my_gid)" -p 18515 --run_infinitely -s 4096)
         if [[ $GUEST_INDEX == "$SERVER" ]]; then
             "${command[@]}" > load.log 2>&1 &
             load=$!
@@ -169,15 +174,9 @@ next_device() {
     until_true 120 "nobody was told that the device failed" grep -q DEVICE_FATAL watch.log
     unload
     devices=$((devices + 1))
-    local try
-    for ((try = 0; try < 600; try++)); do
-        if (($(generations) >= devices)) && device=$(ls /sys/class/infiniband) && [[ -n $device ]]; then
-            wait_gid "$device" "$(known "$GUEST_INDEX")"
-            return
-        fi
-        sleep 0.5
-    done
-    fail "the device does not come back"
+    registered() { (($(generations) >= devices)) && device=$(ls /sys/class/infiniband) && [[ -n $device ]]; }
+    until_true 200 "the device does not come back" registered
+    wait_gid "$device" "$(known "$GUEST_INDEX")"
 }
 
 # Partners as for the load: the host's rxe where there is one.
@@ -231,12 +230,69 @@ kill_daemon() {
     [[ $GUEST_INDEX != 0 ]] || say "the daemon was killed and started again"
 }
 
+# figure SIZE COLUMN: from perftest's output.
+figure() { awk -v size="$1" -v column="$2" '$1 == size { print $column }' /tmp/output; }
+
+# alone COMMAND…: both ends in this guest, by rxe itself.
+alone() {
+    "$@" > /tmp/server-output 2>&1 &
+    local server=$!
+    wait_listening $server
+    timeout 200 "$@" "$ADDR_0" > /tmp/output 2>&1 || fail "$* alone: $(cat /tmp/output)"
+    wait $server
+}
+
+measure() {
+    local round program size count column command here there
+    SERVER=0
+    CLIENT=$FIRST
+    for round in 1 2 3; do
+        while read -r program size count column; do
+            command=("$program" "${options[@]}" -d "$device" -s "$size" -n "$count")
+            ! takes_part || command+=(-x "$(my_gid)")
+            here=-
+            if [[ $GUEST_INDEX == 0 ]]; then
+                alone "${command[@]}"
+                here=$(figure "$size" "$column")
+            fi
+            pair "measure-$program" "${command[@]}" || fail "$program: $(cat /tmp/output)"
+            there=$(lab-barrier figures "$(figure "$size" "$column" | grep . || echo -)" \
+                | sed -n "$((FIRST + 1))p")
+            [[ $GUEST_INDEX != 0 ]] || echo "measure: $program $size bytes, round $round: rxe $here, from inside $there"
+        done <<- 'END'
+			ib_write_bw 65536 1000 4
+			ib_write_bw 1048576 100 4
+			ib_read_bw 65536 1000 4
+			ib_read_bw 1048576 100 4
+			ib_send_lat 64 300 5
+		END
+    done
+    load
+    if [[ $GUEST_INDEX == 0 && -e /proc/$daemon/clear_refs ]]; then
+        # The pages of the guest's memory that the daemon reads or writes itself are marked so.
+        local before after
+        echo 1 > "/proc/$daemon/clear_refs"
+        before=$(counter rxe0 rcvd_pkts)
+        sleep 10
+        after=$(counter rxe0 rcvd_pkts)
+        awk -v packets=$((after - before)) '
+            /^[0-9a-f]+-[0-9a-f]+ / { guest = /memfd/ }
+            guest && $1 == "Referenced:" { kib += $2 }
+            END { print "measure: while rxe got " packets " packets, the daemon touched " kib " KiB of the memory of guests" }
+        ' "/proc/$daemon/smaps"
+    fi
+    lab-barrier touched
+    unload
+    lab-barrier measured
+}
+
 boot
 for step in "$@"; do
     case $step in
         programs) programs ;;
         replug=*) replug "${step#*=}" ;;
         kill) kill_daemon ;;
+        measure) measure ;;
         long)
             programs+=(ib_read_bw ib_send_bw ib_write_lat ib_send_lat)
             checks=(--max-length 20000)
