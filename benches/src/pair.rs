@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A daemon in this process with two VMs, and connections between them.
 
+use std::io::Write;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +104,26 @@ impl Pair {
         let config = DaemonConfig { workers, hcas: Vec::new(), wire: Default::default() };
         let daemon = Daemon::start(&cx, &config)?;
         Self::with(cx, daemon, memory, vectors)
+    }
+
+    /// Starts two VMs above the device "stub0" of a libibverbs at `library`.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn over_verbs(worker_cpu: usize, memory: [u64; 2], library: &str) -> Result<Self> {
+        let workers = WorkerConfig::new(1, Cpus::from(worker_cpu), POLL);
+        // Every VM's address is the device's on the wire.
+        let [.., p0] = std::process::id().to_be_bytes();
+        let mut gids = tempfile::NamedTempFile::new()?;
+        for n in 1..=memory.len() {
+            writeln!(gids, "0 10.{p0}.0.{n} 10.0.0.1")?;
+        }
+        let hca = format!("verbs:stub0,library={library},gids={}", gids.path().display());
+        let hcas = vec![hca.parse().map_err(anyhow::Error::msg)?];
+        let cx = MaySleep::claim().context("a pair has been started in this thread before")?;
+        let config = DaemonConfig { workers, hcas, wire: Default::default() };
+        let daemon = Daemon::start(&cx, &config)?;
+        Self::with(Rc::new(cx), daemon, &memory, 1)
     }
 
     /// Starts them, with a worker whose turns are the caller's to take.

@@ -7,9 +7,9 @@ use std::process::Command;
 fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    for file in ["stub.c", "verbs.h"] {
-        println!("cargo::rerun-if-changed=src/{file}");
-    }
+    println!("cargo::rerun-if-changed=src");
+    let sources = ["device", "cq", "keys", "carry", "post", "qp", "measure"];
+    let sources = sources.map(|name| format!("src/{name}.c"));
     let status = Command::new(&compiler)
         .args([
             "-std=gnu11",
@@ -19,10 +19,11 @@ fn main() {
             "-Werror",
             "-shared",
             "-fPIC",
-            "src/stub.c",
+            "-fvisibility=hidden",
             "-o",
         ])
         .arg(out.join("libibverbs-stub.so"))
+        .args(&sources)
         .status();
     match status {
         Ok(status) if status.success() => {}

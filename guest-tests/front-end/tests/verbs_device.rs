@@ -39,6 +39,8 @@ mod stress;
 mod transfers;
 #[path = "device/windows.rs"]
 mod windows;
+#[path = "device/zero_copy.rs"]
+mod zero_copy;
 
 /// A device of the stub's that posts in user space. Every VM's address is the device's on the wire.
 fn hca() -> vhost_rdma::HcaSpec {

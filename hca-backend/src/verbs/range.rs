@@ -40,11 +40,25 @@ impl Range {
             }
             return Ok(Self { first: at, made: None, _held: Some(first.mapping.clone()) });
         }
-        let head = start % PAGE;
+        Self::joined(start, parts, parts.iter().map(page_of).max().unwrap_or(PAGE))
+    }
+
+    /// The same of several parts, in files whose largest page has `page` bytes.
+    fn joined(start: u64, parts: &[Run], page: u64) -> Result<Self> {
+        let [first, ..] = parts else { return Err(Error::Invalid("no memory")) };
+        let (_, file_start) =
+            first.mapping.file().ok_or(Error::Invalid("scattered memory without a file"))?;
+        let head = (file_start + first.offset as u64) % page;
+        if head % PAGE != start % PAGE {
+            return Err(Error::Invalid(
+                "the address and the memory differ in their offset in a page",
+            ));
+        }
         let bytes: u64 = parts.iter().map(|p| p.len as u64).sum();
-        let span = (head + bytes).next_multiple_of(PAGE) as usize;
+        // Room to begin where a page of the files may.
+        let span = ((head + bytes).next_multiple_of(page) + (page - PAGE)) as usize;
         // SAFETY: a fresh private reservation; nothing is replaced.
-        let base = unsafe {
+        let reserved = unsafe {
             libc::mmap(
                 null_mut(),
                 span,
@@ -54,28 +68,33 @@ impl Range {
                 0,
             )
         };
-        if base == libc::MAP_FAILED {
+        if reserved == libc::MAP_FAILED {
             return Err(map_error());
         }
-        let base = base.cast::<u8>();
+        let reserved = reserved.cast::<u8>();
+        let base = reserved.wrapping_add((reserved as u64).wrapping_neg() as usize % page as usize);
         // From here on it is unmapped whatever happens.
-        let range =
-            Self { first: base.wrapping_add(head as usize), made: Some((base, span)), _held: None };
+        let first = base.wrapping_add(head as usize);
+        let range = Self { first, made: Some((reserved, span)), _held: None };
         let mut at = head;
         for (nth, part) in parts.iter().enumerate() {
             let (fd, file_start) =
                 part.mapping.file().ok_or(Error::Invalid("scattered memory without a file"))?;
             let offset = file_start + part.offset as u64;
             let end = at + part.len as u64;
-            if offset % PAGE != at % PAGE || (nth + 1 < parts.len() && !end.is_multiple_of(PAGE)) {
-                return Err(Error::Invalid("pieces of memory that are not pages"));
+            if offset % page != at % page || (nth + 1 < parts.len() && !end.is_multiple_of(page)) {
+                return Err(Error::Invalid(if page == PAGE {
+                    "pieces of memory that are not pages"
+                } else {
+                    "pieces of huge pages: an MR of scattered small pages needs guest memory of small pages"
+                }));
             }
-            let within = at % PAGE;
+            let within = at % page;
             // SAFETY: the target lies in the reservation above, which only this function knows of.
             let mapped = unsafe {
                 libc::mmap(
                     base.add((at - within) as usize).cast(),
-                    (within + part.len as u64) as usize,
+                    (within + part.len as u64).next_multiple_of(page) as usize,
                     libc::PROT_READ | libc::PROT_WRITE,
                     libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
                     fd.as_raw_fd(),
@@ -105,14 +124,23 @@ impl Drop for Range {
     }
 }
 
+/// Bytes of a page of the file that a run lies in.
+fn page_of(run: &Run) -> u64 {
+    let Some((fd, _)) = run.mapping.file() else { return PAGE };
+    // SAFETY: integers alone: all zeros is a value.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor; the call fills the structure.
+    let answer = unsafe { libc::fstatfs(fd.as_raw_fd(), &mut about) };
+    let huge = answer == 0 && about.f_type == libc::HUGETLBFS_MAGIC;
+    let page = u64::try_from(about.f_bsize).unwrap_or(PAGE);
+    if huge && page.is_power_of_two() { page.max(PAGE) } else { PAGE }
+}
+
 fn map_error() -> Error {
     match io::Error::last_os_error().raw_os_error() {
         Some(libc::ENOMEM) => Error::Limit(
             "maps of the daemon: the MR lies in too many pieces; raise sysctl vm.max_map_count, or give \
              the guest huge pages",
-        ),
-        Some(libc::EINVAL) => Error::Invalid(
-            "pieces of huge pages: an MR of scattered small pages needs guest memory of small pages",
         ),
         errno => Error::Host(errno.unwrap_or(libc::EIO)),
     }
@@ -190,6 +218,36 @@ mod tests {
         unsafe { range.first().write_volatile(99) };
         // SAFETY: inside the mapping of the whole.
         assert_eq!(unsafe { memory.base.add(6 * 4096 + 100).read_volatile() }, 99);
+    }
+
+    #[test]
+    fn huge_pages_appear_in_order_whole() {
+        // As if pages had four times their size: what is mapped begins and ends with them.
+        let memory = memfd(16);
+        let huge = 4 * PAGE;
+        let parts = [
+            run(&memory, 9 * 4096 + 50, 3 * 4096 - 50),
+            run(&memory, 0, 4 * 4096),
+            run(&memory, 4 * 4096, 5000),
+        ];
+        let range = Range::joined(0x7000_0032, &parts, huge).unwrap();
+        assert_eq!(range.first() as u64 % huge, PAGE + 50);
+        let byte = |at: usize| {
+            // SAFETY: inside what the range shows.
+            unsafe { range.first().add(at).read_volatile() }
+        };
+        let second = 3 * 4096 - 50;
+        assert_eq!(
+            [byte(0), byte(second - 1), byte(second), byte(second + 16384 + 4999)],
+            [9, 11, 0, 5]
+        );
+        // A piece of such a page, or pieces of two of them.
+        for wrong in [
+            [run(&memory, 0, 4096), run(&memory, 4 * 4096, 4096)],
+            [run(&memory, 0, 4 * 4096), run(&memory, 5 * 4096, 4096)],
+        ] {
+            assert!(matches!(Range::joined(0, &wrong, huge), Err(Error::Invalid(_))));
+        }
     }
 
     #[test]

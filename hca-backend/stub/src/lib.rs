@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where the stub library is, and how a test makes its devices fail. The library itself is `stub.c`.
+//! Where the stub library is, and how a test makes its devices fail. The library itself is
+//! C, as the real one is: `stub.h` and the files beside it.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
+use std::time::Duration;
 
 /// The library's file.
 pub const PATH: &str = concat!(env!("OUT_DIR"), "/libibverbs-stub.so");
@@ -68,6 +70,20 @@ impl Stub {
         self.number("stub_copied")
     }
 
+    /// Bytes of the pages of MRs.
+    pub fn pinned(&self) -> u64 {
+        self.number("stub_pinned")
+    }
+
+    /// How many there may be, as with a limit of locked memory; 0 for any number.
+    pub fn limit_pinned(&self, bytes: u64) {
+        // SAFETY: the function's type is this one.
+        let limit = unsafe {
+            std::mem::transmute::<*mut c_void, extern "C" fn(u64)>(self.symbol("stub_limit_pinned"))
+        };
+        limit(bytes);
+    }
+
     /// Send requests posted.
     pub fn posts(&self) -> u64 {
         self.number("stub_posts")
@@ -81,6 +97,18 @@ impl Stub {
     /// Objects of the library that have not been ended.
     pub fn objects(&self) -> i32 {
         self.number("stub_objects")
+    }
+
+    /// How long so many WRITEs of 64 bytes take on "stub0" by itself, each posted and polled before the
+    /// next; none if they failed.
+    pub fn post_and_poll(&self, ops: u64) -> Option<Duration> {
+        // SAFETY: the function's type is this one.
+        let run = unsafe {
+            std::mem::transmute::<*mut c_void, extern "C" fn(u64) -> i64>(
+                self.symbol("stub_post_and_poll"),
+            )
+        };
+        u64::try_from(run(ops)).ok().map(Duration::from_nanos)
     }
 
     /// The next call of a function fails: "reg_mr", "create_qp", "modify_qp", "post_send", "post_recv".
