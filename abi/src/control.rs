@@ -597,6 +597,22 @@ abi_structs! {
         pub limit: Le32,
     }
 
+    /// RESIZE_SRQ: another ring, which holds the WQEs that are posted.
+    pub struct ResizeSrqRequest {
+        /// The SRQ.
+        pub srqn: Le32,
+        /// Slots of the new ring: a power of two, up to `max_srq_wr`.
+        pub entries: Le32,
+        /// Bytes from the start of the buffer to the ring: a multiple of 64, at least 64.
+        pub offset: Le32,
+        /// A WQE takes `2^n` bytes.
+        pub stride_shift: u8,
+        /// Zero.
+        pub reserved: [u8; 3],
+        /// The new buffer: `SrqDeviceLine` first, zeroed.
+        pub pages: PageList,
+    }
+
     /// Answer to QUERY_SRQ.
     pub struct SrqAttr {
         /// Slots of the ring.

@@ -106,6 +106,8 @@
 #define VIRTIO_RDMA_CMD_QUERY_SRQ 0x72u
 /* `NumberRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_DESTROY_SRQ 0x73u
+/* `ResizeSrqRequest` -> nothing. */
+#define VIRTIO_RDMA_CMD_RESIZE_SRQ 0x74u
 /* `SetAhTableRequest`, no answer. */
 #define VIRTIO_RDMA_CMD_SET_AH_TABLE 0x80u
 /* `McastRequest`, no answer. */
@@ -186,6 +188,8 @@
 #define VIRTIO_RDMA_CAP_DEVICE_MEMORY 0x4000u
 /* REG_ODP_MR and the commands of its pages. */
 #define VIRTIO_RDMA_CAP_ON_DEMAND 0x8000u
+/* RESIZE_SRQ. */
+#define VIRTIO_RDMA_CAP_SRQ_RESIZE 0x10000u
 
 /* Flags of an `AhEntry`. */
 /* The entry is in use. */
@@ -1437,6 +1441,29 @@ struct virtio_rdma_modify_srq_request {
 static_assert(sizeof(struct virtio_rdma_modify_srq_request) == 8, "size of virtio_rdma_modify_srq_request");
 static_assert(offsetof(struct virtio_rdma_modify_srq_request, srqn) == 0, "offset of virtio_rdma_modify_srq_request.srqn");
 static_assert(offsetof(struct virtio_rdma_modify_srq_request, limit) == 4, "offset of virtio_rdma_modify_srq_request.limit");
+
+/* RESIZE_SRQ: another ring, which holds the WQEs that are posted. */
+struct virtio_rdma_resize_srq_request {
+	/* The SRQ. */
+	__le32 srqn;
+	/* Slots of the new ring: a power of two, up to `max_srq_wr`. */
+	__le32 entries;
+	/* Bytes from the start of the buffer to the ring: a multiple of 64, at least 64. */
+	__le32 offset;
+	/* A WQE takes `2^n` bytes. */
+	__u8 stride_shift;
+	/* Zero. */
+	__u8 reserved[3];
+	/* The new buffer: `SrqDeviceLine` first, zeroed. */
+	struct virtio_rdma_page_list pages;
+};
+static_assert(sizeof(struct virtio_rdma_resize_srq_request) == 32, "size of virtio_rdma_resize_srq_request");
+static_assert(offsetof(struct virtio_rdma_resize_srq_request, srqn) == 0, "offset of virtio_rdma_resize_srq_request.srqn");
+static_assert(offsetof(struct virtio_rdma_resize_srq_request, entries) == 4, "offset of virtio_rdma_resize_srq_request.entries");
+static_assert(offsetof(struct virtio_rdma_resize_srq_request, offset) == 8, "offset of virtio_rdma_resize_srq_request.offset");
+static_assert(offsetof(struct virtio_rdma_resize_srq_request, stride_shift) == 12, "offset of virtio_rdma_resize_srq_request.stride_shift");
+static_assert(offsetof(struct virtio_rdma_resize_srq_request, reserved) == 13, "offset of virtio_rdma_resize_srq_request.reserved");
+static_assert(offsetof(struct virtio_rdma_resize_srq_request, pages) == 16, "offset of virtio_rdma_resize_srq_request.pages");
 
 /* Answer to QUERY_SRQ. */
 struct virtio_rdma_srq_attr {

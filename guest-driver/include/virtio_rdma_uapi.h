@@ -72,7 +72,7 @@ struct virtio_rdma_uresp_resize_cq {
 	__u32 reserved;
 };
 
-/* SRQs, those for XRC too. */
+/* SRQs, those for XRC too; and resizing them: the new buffer, with what is posted in its ring. */
 struct virtio_rdma_ureq_create_srq {
 	__aligned_u64 buf_addr; /* page aligned */
 	__u32 buf_bytes;

@@ -173,6 +173,8 @@ static void vrdma_set_cap_flags(struct ib_device_attr *attr, const struct vrdma_
 		attr->device_cap_flags |= IB_DEVICE_MEM_WINDOW | IB_DEVICE_MEM_WINDOW_TYPE_2B;
 	if (hca->capabilities & VIRTIO_RDMA_CAP_XRC)
 		attr->device_cap_flags |= IB_DEVICE_XRC;
+	if (hca->capabilities & VIRTIO_RDMA_CAP_SRQ_RESIZE)
+		attr->device_cap_flags |= IB_DEVICE_SRQ_RESIZE;
 #ifdef VRDMA_HAVE_FLUSH
 	if (hca->capabilities & VIRTIO_RDMA_CAP_FLUSH)
 		attr->device_cap_flags |= IB_DEVICE_FLUSH_GLOBAL;

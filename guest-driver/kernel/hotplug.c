@@ -19,7 +19,7 @@
 	 VIRTIO_RDMA_CAP_FAST_REG | VIRTIO_RDMA_CAP_MW | VIRTIO_RDMA_CAP_REREG_MR |              \
 	 VIRTIO_RDMA_CAP_MCAST | VIRTIO_RDMA_CAP_XRC | VIRTIO_RDMA_CAP_ATOMIC_WRITE |            \
 	 VIRTIO_RDMA_CAP_FLUSH | VIRTIO_RDMA_CAP_LOCAL_DMA_LKEY |                                \
-	 VIRTIO_RDMA_CAP_DEVICE_MEMORY | VRDMA_CAP_ON_DEMAND)
+	 VIRTIO_RDMA_CAP_SRQ_RESIZE | VIRTIO_RDMA_CAP_DEVICE_MEMORY | VRDMA_CAP_ON_DEMAND)
 
 static struct vrdma_hca *vrdma_register(struct vrdma_vdev *vd, u32 generation);
 static int vrdma_init_hca(struct vrdma_hca *hca);

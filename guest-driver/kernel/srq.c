@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Shared receive queues: creation for processes and for the kernel, limit, destruction. Posting
- * is in post.c. Everything here may sleep.
+ * Shared receive queues: creation for processes and for the kernel, limit, other rings for those of
+ * processes, destruction. Posting is in post.c. Everything here may sleep.
  */
 #include <linux/log2.h>
 #include <rdma/uverbs_ioctl.h>
@@ -11,6 +11,11 @@
 static int vrdma_user_srq(struct vrdma_hca *hca, struct vrdma_srq *srq, struct ib_srq_attr *attr,
 			  struct virtio_rdma_create_srq_request *request,
 			  struct vrdma_page_list *list, struct ib_udata *udata);
+static struct ib_umem *vrdma_user_srq_ring(struct vrdma_hca *hca, struct vrdma_page_list *list,
+					   const struct virtio_rdma_ureq_create_srq *ureq,
+					   u32 max_wr, u32 max_sge);
+static int vrdma_resize_srq(struct vrdma_srq *srq, const struct ib_srq_attr *attr,
+			    struct ib_udata *udata);
 static int vrdma_kernel_srq(struct vrdma_hca *hca, struct vrdma_srq *srq,
 			    struct ib_srq_attr *attr,
 			    struct virtio_rdma_create_srq_request *request,
@@ -44,6 +49,7 @@ int vrdma_create_srq(struct ib_srq *ibsrq, struct ib_srq_init_attr *init, struct
 	    attr->srq_limit > attr->max_wr)
 		return -EINVAL;
 	spin_lock_init(&srq->ring.lock);
+	mutex_init(&srq->resize_lock);
 	refcount_set(&srq->refs, 1);
 	init_completion(&srq->unused);
 
@@ -113,10 +119,15 @@ int vrdma_modify_srq(struct ib_srq *ibsrq, struct ib_srq_attr *attr, enum ib_srq
 {
 	struct virtio_rdma_modify_srq_request request = {};
 	struct vrdma_srq *srq = to_vsrq(ibsrq);
+	int err;
 
-	/* Not among what query_device says that the device can do: IB_DEVICE_SRQ_RESIZE. */
-	if (mask & ~IB_SRQ_LIMIT)
+	if (mask & ~(IB_SRQ_LIMIT | IB_SRQ_MAX_WR))
 		return -EOPNOTSUPP;
+	if (mask & IB_SRQ_MAX_WR) {
+		err = vrdma_resize_srq(srq, attr, udata);
+		if (err)
+			return err;
+	}
 	if (!(mask & IB_SRQ_LIMIT))
 		return 0;
 	if (attr->srq_limit > srq->entries)
@@ -168,7 +179,6 @@ static int vrdma_user_srq(struct vrdma_hca *hca, struct vrdma_srq *srq, struct i
 			  struct vrdma_page_list *list, struct ib_udata *udata)
 {
 	struct virtio_rdma_ureq_create_srq ureq = {};
-	u64 bytes = VIRTIO_RDMA_QP_RINGS_OFFSET;
 	int err;
 
 	if (udata->inlen < sizeof(ureq))
@@ -176,12 +186,7 @@ static int vrdma_user_srq(struct vrdma_hca *hca, struct vrdma_srq *srq, struct i
 	err = ib_copy_from_udata(&ureq, udata, sizeof(ureq));
 	if (err)
 		return err;
-	if (ureq.entries < attr->max_wr || ureq.entries > le32_to_cpu(hca->attr.max_srq_wr) ||
-	    !vrdma_check_ring(ureq.entries, ureq.stride_shift, ureq.offset,
-			      vrdma_recv_stride(attr->max_sge), &bytes))
-		return -EINVAL;
-
-	srq->umem = vrdma_ring_umem(hca, list, ureq.buf_addr, ureq.buf_bytes, bytes);
+	srq->umem = vrdma_user_srq_ring(hca, list, &ureq, attr->max_wr, attr->max_sge);
 	if (IS_ERR(srq->umem)) {
 		err = PTR_ERR(srq->umem);
 		srq->umem = NULL;
@@ -191,6 +196,64 @@ static int vrdma_user_srq(struct vrdma_hca *hca, struct vrdma_srq *srq, struct i
 	request->offset = cpu_to_le32(ureq.offset);
 	request->stride_shift = ureq.stride_shift;
 	return 0;
+}
+
+/* Pins and lists a process's buffer for a ring of at least `max_wr` slots. */
+static struct ib_umem *vrdma_user_srq_ring(struct vrdma_hca *hca, struct vrdma_page_list *list,
+					   const struct virtio_rdma_ureq_create_srq *ureq,
+					   u32 max_wr, u32 max_sge)
+{
+	u64 bytes = VIRTIO_RDMA_QP_RINGS_OFFSET;
+
+	if (!max_wr || ureq->entries < max_wr ||
+	    ureq->entries > le32_to_cpu(hca->attr.max_srq_wr) ||
+	    !vrdma_check_ring(ureq->entries, ureq->stride_shift, ureq->offset,
+			      vrdma_recv_stride(max_sge), &bytes))
+		return ERR_PTR(-EINVAL);
+	return vrdma_ring_umem(hca, list, ureq->buf_addr, ureq->buf_bytes, bytes);
+}
+
+/*
+ * Gives an SRQ of a process another ring, into which the provider has put what is posted. Kernel
+ * consumers have no use for it.
+ */
+static int vrdma_resize_srq(struct vrdma_srq *srq, const struct ib_srq_attr *attr,
+			    struct ib_udata *udata)
+{
+	struct vrdma_hca *hca = to_vhca(srq->ibsrq.device);
+	struct virtio_rdma_resize_srq_request request = {};
+	struct virtio_rdma_ureq_create_srq ureq = {};
+	struct vrdma_page_list list;
+	struct ib_umem *umem;
+	int err;
+
+	if (!udata || !(hca->capabilities & VIRTIO_RDMA_CAP_SRQ_RESIZE))
+		return -EOPNOTSUPP;
+	if (udata->inlen < sizeof(ureq))
+		return -EINVAL;
+	err = ib_copy_from_udata(&ureq, udata, sizeof(ureq));
+	if (err)
+		return err;
+	umem = vrdma_user_srq_ring(hca, &list, &ureq, attr->max_wr, srq->max_sge);
+	if (IS_ERR(umem))
+		return PTR_ERR(umem);
+
+	request.srqn = cpu_to_le32(srq->srqn);
+	request.entries = cpu_to_le32(ureq.entries);
+	request.offset = cpu_to_le32(ureq.offset);
+	request.stride_shift = ureq.stride_shift;
+	request.pages = list.wire;
+	mutex_lock(&srq->resize_lock);
+	err = vrdma_command(hca->vd, VIRTIO_RDMA_CMD_RESIZE_SRQ, &request, sizeof(request), NULL,
+			    0);
+	if (!err) {
+		swap(umem, srq->umem);
+		srq->entries = ureq.entries;
+	}
+	mutex_unlock(&srq->resize_lock);
+	vrdma_page_list_free(hca->vd, &list);
+	ib_umem_release(umem);
+	return err;
 }
 
 /* Likewise, in kernel memory. */

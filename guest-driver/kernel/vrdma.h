@@ -226,6 +226,7 @@ struct vrdma_srq {
 	u32 entries; /* a power of two */
 	u32 max_sge;
 	struct ib_umem *umem; /* user SRQs */
+	struct mutex resize_lock; /* user SRQs: entries and umem change together */
 	struct vrdma_buf buf; /* kernel SRQs */
 
 	/* Kernel SRQs only. What is free says the device, in `line`. */

@@ -17,7 +17,9 @@
 /* vrdma_work_posted() says: nobody has to be woken. */
 #define VRDMA_NO_RING (-1)
 
-/* What a queue needs to know to tell the device of new work. Fixed for the life of a QP. */
+/* What a queue needs to know to tell the device of new work. Fixed for the life of a QP; that of an SRQ
+ * which is resized has another mode word afterwards.
+ */
 struct vrdma_doorbell {
 	/* The mode word of the queue; the device writes it. */
 	const _Atomic __le32 *mode;

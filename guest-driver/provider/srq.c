@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Shared receive queues, those of XRC domains too: creating, posting, limit, ending. A slot is free
+ * Shared receive queues, those of XRC domains too: creating, posting, limit, another size, ending. A slot is free
  * again when the device has taken its WQE, which it counts in the first line of the buffer: CQEs
  * come in another order.
  */
@@ -25,6 +25,13 @@ static_assert(offsetof(struct vrdma_create_srq_resp, drv) ==
 		      sizeof(struct ib_uverbs_create_srq_resp),
 	      "the driver's part follows the core's without a gap");
 
+struct vrdma_modify_srq_cmd {
+	struct ibv_modify_srq ibv_cmd;
+	struct virtio_rdma_ureq_create_srq drv;
+};
+static_assert(offsetof(struct vrdma_modify_srq_cmd, drv) == sizeof(struct ibv_modify_srq),
+	      "the driver's part follows the core's without a gap");
+
 static struct virtio_rdma_srq_device_line *vrdma_srq_line(const struct vrdma_srq *srq)
 {
 	return (struct virtio_rdma_srq_device_line *)srq->buf.addr;
@@ -38,11 +45,12 @@ int vrdma_post_srq_recv(struct ibv_srq *ibv_srq, struct ibv_recv_wr *wr,
 			struct ibv_recv_wr **bad_wr)
 {
 	struct vrdma_srq *srq = to_vsrq(ibv_srq);
-	const _Atomic __le32 *taken = (const _Atomic __le32 *)&vrdma_srq_line(srq)->consumer;
+	const _Atomic __le32 *taken;
+	int err = 0, vector = VRDMA_NO_RING;
 	bool posted = false;
-	int err = 0;
 
 	vrdma_lock(&srq->lock);
+	taken = (const _Atomic __le32 *)&vrdma_srq_line(srq)->consumer;
 	for (; wr; wr = wr->next) {
 		err = vrdma_wq_has_room_behind(&srq->wq, taken) ?
 			      vrdma_put_recv(&srq->wq, wr, srq->max_sge) :
@@ -53,9 +61,12 @@ int vrdma_post_srq_recv(struct ibv_srq *ibv_srq, struct ibv_recv_wr *wr,
 		}
 		posted = true;
 	}
-	vrdma_unlock(&srq->lock);
+	/* The mode word lies in the buffer, which may be another one without the lock. */
 	if (posted)
-		vrdma_notify(ibv_srq->context, &srq->doorbell);
+		vector = vrdma_work_posted(&srq->doorbell);
+	vrdma_unlock(&srq->lock);
+	if (unlikely(vector != VRDMA_NO_RING))
+		vrdma_ring_doorbell(to_vctx(ibv_srq->context), (uint32_t)vector);
 	return err;
 }
 
@@ -177,10 +188,101 @@ struct ibv_srq *vrdma_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *at
 	return srq;
 }
 
+/*
+ * Fills another ring: the WQEs from number `taken` on at the places of their counts there, and slots
+ * that look as if nothing were posted in them yet.
+ */
+static void vrdma_srq_copy(const struct vrdma_wq *from, struct vrdma_wq *to, uint32_t taken)
+{
+	size_t stride = (size_t)1 << to->stride_shift;
+	uint32_t left = from->posted - taken;
+
+	to->posted = from->posted;
+	to->freed_seen = taken;
+	for (uint32_t i = 0; i < to->entries; i++) {
+		uint32_t n = taken + i, phase = vrdma_phase(n, to->entries_shift);
+		char *slot = to->ring + (n & (to->entries - 1)) * stride;
+
+		if (i < left)
+			memcpy(slot, from->ring + (n & (from->entries - 1)) * stride, stride);
+		else
+			phase ^= 1;
+		((struct virtio_rdma_recv_wqe *)slot)->phase = (uint8_t)phase;
+	}
+}
+
+/* Gives the SRQ another ring. Until the device uses it, nobody may post, so the lock is held. */
+static int vrdma_resize_srq(struct vrdma_srq *srq, struct ibv_srq_attr *attr)
+{
+	struct ibv_srq *ibv_srq = &srq->vsrq.srq;
+	struct vrdma_context *ctx = to_vctx(ibv_srq->context);
+	uint32_t offset = UINT32_C(1) << srq->wq.stride_shift, taken;
+	struct vrdma_modify_srq_cmd cmd = {};
+	struct vrdma_wq wq = {};
+	struct vrdma_buf buf = {}, old;
+	int err, vector = VRDMA_NO_RING;
+
+	if (!vrdma_has(ctx, VIRTIO_RDMA_CAP_SRQ_RESIZE))
+		return EOPNOTSUPP;
+	if (!attr->max_wr || attr->max_wr > ctx->info.max_srq_wr)
+		return EINVAL;
+	wq.stride_shift = srq->wq.stride_shift;
+	wq.entries_shift = vrdma_shift_for(attr->max_wr, 0);
+	wq.entries = UINT32_C(1) << wq.entries_shift;
+	err = vrdma_buf_alloc(ctx, &buf, offset + ((size_t)wq.entries << wq.stride_shift),
+			      srq->buf.parent ? &srq->buf.parent->ibv_pd : NULL,
+			      VRDMA_RESOURCE_SRQ);
+	if (err)
+		return err;
+	wq.ring = buf.addr + offset;
+
+	vrdma_lock(&srq->lock);
+	taken = le32toh(atomic_load_explicit(
+		(const _Atomic __le32 *)&vrdma_srq_line(srq)->consumer, memory_order_acquire));
+	if (srq->wq.posted - taken > wq.entries) {
+		err = EINVAL;
+		goto unlock;
+	}
+	vrdma_srq_copy(&srq->wq, &wq, taken);
+	cmd.drv.buf_addr = (uintptr_t)buf.addr;
+	cmd.drv.buf_bytes = (uint32_t)buf.bytes;
+	cmd.drv.entries = wq.entries;
+	cmd.drv.offset = offset;
+	cmd.drv.stride_shift = wq.stride_shift;
+	err = ibv_cmd_modify_srq(ibv_srq, attr, IBV_SRQ_MAX_WR, &cmd.ibv_cmd, sizeof(cmd));
+	if (err)
+		goto unlock;
+	old = srq->buf;
+	srq->buf = buf;
+	buf = old;
+	srq->wq.ring = wq.ring;
+	srq->wq.entries = wq.entries;
+	srq->wq.entries_shift = wq.entries_shift;
+	srq->wq.freed_seen = taken;
+	srq->doorbell.mode = (const _Atomic __le32 *)&vrdma_srq_line(srq)->mode;
+	vector = vrdma_work_posted(&srq->doorbell);
+unlock:
+	vrdma_unlock(&srq->lock);
+	vrdma_buf_free(&buf);
+	if (vector != VRDMA_NO_RING)
+		vrdma_ring_doorbell(ctx, (uint32_t)vector);
+	return err;
+}
+
 int vrdma_modify_srq(struct ibv_srq *srq, struct ibv_srq_attr *attr, int attr_mask)
 {
 	struct ibv_modify_srq cmd = {};
+	int err;
 
+	if (attr_mask & IBV_SRQ_MAX_WR) {
+		/* Apart, so that an error always means that the ring is the old one. */
+		if ((attr_mask & IBV_SRQ_LIMIT) && attr->srq_limit > attr->max_wr)
+			return EINVAL;
+		err = vrdma_resize_srq(to_vsrq(srq), attr);
+		attr_mask &= ~IBV_SRQ_MAX_WR;
+		if (err || !attr_mask)
+			return err;
+	}
 	return ibv_cmd_modify_srq(srq, attr, attr_mask, &cmd, sizeof(cmd));
 }
 

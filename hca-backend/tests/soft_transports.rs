@@ -279,3 +279,24 @@ fn an_srq_tells_once_when_it_runs_low_and_a_failed_qp_that_it_takes_no_more() {
     assert_eq!(b.recv.drain().last().map(|wc| wc.status), Some(WcStatus::LocLenErr));
     shared.destroy(&lab.cx).unwrap();
 }
+
+#[test]
+fn an_srq_grows_and_shrinks_but_not_below_what_is_in_it() {
+    let lab = Lab::new();
+    let tenant = lab.tenant(1, 2);
+    let shared = srq(&lab, &tenant, 3);
+    let post = |wr_id| shared.post_recv(&RecvWr { wr_id, ticket: 0, sges: &[] });
+    (0..8).for_each(|n| post(n).unwrap());
+    assert_eq!(post(8), Err(rdma_midlayer::Error::QueueFull));
+    for (max_wr, fits) in [(7, false), (0, false), (1 << 30, false), (9, true), (8, true)] {
+        assert_eq!(shared.resize(&lab.cx, max_wr).is_ok(), fits, "{max_wr}");
+    }
+    shared.resize(&lab.cx, 9).unwrap();
+    post(8).unwrap();
+    assert_eq!(post(9), Err(rdma_midlayer::Error::QueueFull));
+    let attr = shared.query(&lab.cx).unwrap();
+    assert_eq!((attr.max_wr, attr.limit), (9, 3));
+    assert!(shared.arm_limit(&lab.cx, 10).is_err());
+    shared.arm_limit(&lab.cx, 9).unwrap();
+    shared.destroy(&lab.cx).unwrap();
+}

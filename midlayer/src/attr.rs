@@ -62,6 +62,8 @@ pub struct DeviceAttr {
     pub max_mcast_qp_attach: u32,
     /// QPs in all groups together.
     pub max_total_mcast_qp_attach: u32,
+    /// SRQs can be resized.
+    pub srq_resize: bool,
     /// XRC domains of a context.
     pub max_xrcd: u32,
     /// `LKey::LOCAL_DMA` is a key.

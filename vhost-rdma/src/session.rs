@@ -404,7 +404,7 @@ impl Session {
             }
         }
         for (srqn, object) in &self.srqs {
-            if !memory.holds(&memory.regions_of(object.path.memory())) {
+            if !memory.holds(&memory.regions_of(&object.path.memory())) {
                 log::warn!("the ring of SRQ {srqn} was removed from the VM");
                 object.path.lose();
             }

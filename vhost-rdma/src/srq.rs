@@ -2,8 +2,8 @@
 //! A driver's SRQ on the data path: the HCA takes receive WQEs out of it for many QPs.
 
 use std::mem::offset_of;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rdma_midlayer::driver::{MalformedWqe, RecvSource, Taken};
 use rdma_midlayer::memory::UserMemory;
@@ -24,10 +24,30 @@ pub struct SrqPath {
     srq: Arc<Srq>,
 }
 
-/// The ring of an SRQ: what the HCA too holds on to.
-pub struct SrqRing {
+/// Where an SRQ's ring lies.
+struct Place {
     memory: Arc<UserMemory>,
     ring: RecvRing,
+}
+
+impl Place {
+    fn set_mode(&self, polled: bool, vector: u16) {
+        if let Some(word) = self.memory.atomic_u32(MODE) {
+            word.store(doorbell::mode(polled, vector).to_le(), Ordering::Release);
+        }
+    }
+
+    fn set_consumer(&self) {
+        if let Some(word) = self.memory.atomic_u32(CONSUMER) {
+            Word32::store(word, self.ring.next(), Ordering::Release);
+        }
+    }
+}
+
+/// The ring of an SRQ: what the HCA too holds on to.
+pub struct SrqRing {
+    /// Locked for the time of a few stores: to take a WQE, or to move.
+    place: Mutex<Place>,
     gate: Arc<Gate>,
     vector: u16,
     /// 0: not armed.
@@ -48,24 +68,41 @@ impl SrqRing {
         limit: u32,
         limit_reached: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Self> {
-        let ring = Self {
-            memory,
-            ring,
+        let place = Place { memory, ring };
+        place.set_mode(true, vector);
+        Arc::new(Self {
+            place: Mutex::new(place),
             gate,
             vector,
             limit: AtomicU32::new(limit),
             limit_reached,
             doorbell: AtomicBool::new(false),
             lost: AtomicBool::new(false),
-        };
-        ring.set_mode(true);
-        Arc::new(ring)
+        })
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on WQEs are taken from another ring, which holds those that were not taken yet, each at
+    /// the place of its count. The ring before is not touched any more.
+    pub fn move_to(&self, memory: Arc<UserMemory>, ring: RecvRing) {
+        let mut place = self.place();
+        ring.follow(&place.ring);
+        *place = Place { memory, ring };
+        if self.may_touch() {
+            place.set_consumer();
+            place.set_mode(!self.doorbell.load(Ordering::Relaxed), self.vector);
+        }
     }
 
     /// Arms the limit, or disarms it with 0. The event may follow at once.
     pub fn arm_limit(&self, limit: u32) {
         self.limit.store(limit, Ordering::Release);
-        self.check_limit();
+        if self.is_low(&self.place()) {
+            (self.limit_reached)();
+        }
     }
 
     /// The limit that is armed; 0 for none.
@@ -73,21 +110,14 @@ impl SrqRing {
         self.limit.load(Ordering::Acquire)
     }
 
-    fn check_limit(&self) {
+    /// Whether fewer WQEs than the armed limit are left; it is armed no more then.
+    fn is_low(&self, place: &Place) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
-        if limit != 0 && !self.ring.has_posted(limit) && self.limit.swap(0, Ordering::AcqRel) != 0 {
-            (self.limit_reached)();
-        }
+        limit != 0 && !place.ring.has_posted(limit) && self.limit.swap(0, Ordering::AcqRel) != 0
     }
 
     fn may_touch(&self) -> bool {
         self.gate.is_open() && !self.lost.load(Ordering::Acquire)
-    }
-
-    fn set_mode(&self, polled: bool) {
-        if let Some(word) = self.memory.atomic_u32(MODE) {
-            word.store(doorbell::mode(polled, self.vector).to_le(), Ordering::Release);
-        }
     }
 }
 
@@ -96,21 +126,26 @@ impl RecvSource for SrqRing {
         if !self.may_touch() {
             return Ok(Taken::Empty);
         }
-        let taken = self.ring.take(wqe);
+        let place = self.place();
+        let taken = place.ring.take(wqe);
         if taken != Ok(Taken::Empty) {
-            if let Some(word) = self.memory.atomic_u32(CONSUMER) {
-                Word32::store(word, self.ring.next(), Ordering::Release);
+            place.set_consumer();
+            let low = self.is_low(&place);
+            drop(place);
+            if low {
+                (self.limit_reached)();
             }
-            self.check_limit();
         }
         taken
     }
 
     fn want_doorbell(&self, wanted: bool) {
+        let place = self.place();
         self.doorbell.store(wanted, Ordering::Relaxed);
         if self.may_touch() {
-            self.set_mode(!wanted);
+            place.set_mode(!wanted, self.vector);
         }
+        drop(place);
         // The driver: post, fence, read the mode. The HCA looks at the ring after this.
         fence(Ordering::SeqCst);
     }
@@ -133,8 +168,8 @@ impl SrqPath {
     }
 
     /// Its buffer in guest memory.
-    pub fn memory(&self) -> &UserMemory {
-        &self.ring.memory
+    pub fn memory(&self) -> Arc<UserMemory> {
+        self.ring.place().memory.clone()
     }
 
     /// The memory behind the ring is gone: from here on it is empty.
@@ -151,6 +186,6 @@ impl SrqPath {
 
     /// WQEs taken since creation.
     pub fn taken(&self) -> u64 {
-        self.ring.ring.taken()
+        self.ring.place().ring.taken()
     }
 }

@@ -76,6 +76,8 @@ abi_consts! { COMMAND_CONSTS, "Control commands, and the request and answer of e
     CMD_QUERY_SRQ = 0x0072;
     /// `NumberRequest`, no answer.
     CMD_DESTROY_SRQ = 0x0073;
+    /// `ResizeSrqRequest` -> nothing.
+    CMD_RESIZE_SRQ = 0x0074;
     /// `SetAhTableRequest`, no answer.
     CMD_SET_AH_TABLE = 0x0080;
     /// `McastRequest`, no answer.
@@ -158,6 +160,8 @@ abi_consts! { CAP_CONSTS, "Capabilities, agreed in INIT", u64;
     CAP_DEVICE_MEMORY = 0x4000;
     /// REG_ODP_MR and the commands of its pages.
     CAP_ON_DEMAND = 0x8000;
+    /// RESIZE_SRQ.
+    CAP_SRQ_RESIZE = 0x1_0000;
 }
 
 abi_consts! { AH_CONSTS, "Flags of an `AhEntry`", u32;

@@ -80,6 +80,67 @@ static void an_srq_takes_as_many_as_the_device_has_taken_away(void)
 	CHECK(!vrdma_create_srq(pd, &attr) && errno == EINVAL);
 }
 
+static void post_to(struct vrdma_srq *srq, uint64_t wr_id, int expected)
+{
+	struct ibv_recv_wr wr = { .wr_id = wr_id }, *bad;
+
+	CHECK(vrdma_post_srq_recv(&srq->vsrq.srq, &wr, &bad) == expected);
+}
+
+static void check_srq_ring(const struct vrdma_srq *srq, uint32_t taken)
+{
+	for (uint32_t i = 0; i < srq->wq.entries; i++) {
+		uint32_t n = taken + i;
+		const struct virtio_rdma_recv_wqe *wqe =
+			(void *)(srq->wq.ring +
+				 ((size_t)(n & (srq->wq.entries - 1)) << srq->wq.stride_shift));
+		bool posted = i < srq->wq.posted - taken;
+
+		CHECK((wqe->phase == vrdma_phase(n, srq->wq.entries_shift)) == posted);
+		CHECK(!posted || le64toh(wqe->wr_id) == n);
+	}
+}
+
+static void a_resized_srq_keeps_what_is_posted_and_its_count(void)
+{
+	struct ibv_srq_init_attr init = { .attr = { .max_wr = 4, .max_sge = 2 } };
+	struct vrdma_srq *srq = to_vsrq(vrdma_create_srq(pd, &init));
+	struct ibv_srq_attr attr = { .max_wr = 2 };
+	struct virtio_rdma_srq_device_line *line;
+	uint64_t n = 0;
+
+	while (n < 4)
+		post_to(srq, n++, 0);
+	post_to(srq, 0, ENOMEM);
+	line = (void *)srq->buf.addr;
+	line->consumer = htole32(1);
+	CHECK(vrdma_modify_srq(&srq->vsrq.srq, &attr, IBV_SRQ_MAX_WR) == EINVAL);
+	attr.max_wr = 0;
+	CHECK(vrdma_modify_srq(&srq->vsrq.srq, &attr, IBV_SRQ_MAX_WR) == EINVAL);
+	attr.max_wr = STUB_MAX_WR + 1;
+	CHECK(vrdma_modify_srq(&srq->vsrq.srq, &attr, IBV_SRQ_MAX_WR) == EINVAL);
+	attr = (struct ibv_srq_attr){ .max_wr = 8, .srq_limit = 9 };
+	CHECK(vrdma_modify_srq(&srq->vsrq.srq, &attr, IBV_SRQ_MAX_WR | IBV_SRQ_LIMIT) == EINVAL);
+	stub_resize_error = ENOSPC;
+	CHECK(vrdma_modify_srq(&srq->vsrq.srq, &attr, IBV_SRQ_MAX_WR) == ENOSPC);
+	stub_resize_error = 0;
+	CHECK(srq->wq.entries == 4 && (void *)line == srq->buf.addr);
+	attr = (struct ibv_srq_attr){ .max_wr = 7, .srq_limit = 2 };
+	CHECK(vrdma_modify_srq(&srq->vsrq.srq, &attr, IBV_SRQ_MAX_WR | IBV_SRQ_LIMIT) == 0);
+	CHECK(srq->wq.entries == 8 && stub_last_srq.entries == 8);
+	check_srq_ring(srq, 1);
+	while (n < 9)
+		post_to(srq, n++, 0);
+	post_to(srq, 0, ENOMEM);
+	line = (void *)srq->buf.addr;
+	line->consumer = htole32(8);
+	attr.max_wr = 1;
+	CHECK(vrdma_modify_srq(&srq->vsrq.srq, &attr, IBV_SRQ_MAX_WR) == 0);
+	check_srq_ring(srq, 8);
+	post_to(srq, 0, ENOMEM);
+	CHECK(vrdma_destroy_srq(&srq->vsrq.srq) == 0);
+}
+
 static void a_qp_with_an_srq_has_no_receive_queue(void)
 {
 	struct ibv_srq_init_attr attr = { .attr = { .max_wr = 4, .max_sge = 1 } };
@@ -412,6 +473,7 @@ int main(void)
 	context = &ctx->ibv_ctx.context;
 	pd = vrdma_alloc_pd(context);
 	an_srq_takes_as_many_as_the_device_has_taken_away();
+	a_resized_srq_keeps_what_is_posted_and_its_count();
 	a_qp_with_an_srq_has_no_receive_queue();
 	a_resized_cq_is_polled_to_its_old_end_and_then_anew();
 	a_qp_that_goes_takes_its_completions_out_of_all_rings();
@@ -424,6 +486,6 @@ int main(void)
 	what_came_by_an_xrc_srq_is_reported_whoever_has_the_qp();
 	CHECK(vrdma_dealloc_pd(pd) == 0);
 	stub_context_free(ctx);
-	puts("11 tests of the other objects passed");
+	puts("12 tests of the other objects passed");
 	return 0;
 }

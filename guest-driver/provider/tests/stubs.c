@@ -184,6 +184,26 @@ int ibv_cmd_create_srq_ex(struct ibv_context *context, struct verbs_srq *vsrq,
 	return 0;
 }
 
+/* As the kernel would, it takes the ring over before it answers. */
+int ibv_cmd_modify_srq(struct ibv_srq *srq, struct ibv_srq_attr *attr, int mask,
+		       struct ibv_modify_srq *cmd, size_t cmd_size)
+{
+	struct virtio_rdma_srq_device_line *before, *after;
+
+	(void)attr;
+	if (!(mask & IBV_SRQ_MAX_WR))
+		return 0;
+	if (stub_resize_error)
+		return stub_resize_error;
+	memcpy(&stub_last_srq, (char *)cmd + cmd_size - sizeof(stub_last_srq),
+	       sizeof(stub_last_srq));
+	before = (void *)to_vsrq(srq)->buf.addr;
+	after = (void *)(uintptr_t)stub_last_srq.buf_addr;
+	after->consumer = before->consumer;
+	after->mode = before->mode;
+	return 0;
+}
+
 int ibv_cmd_alloc_pd(struct ibv_context *context, struct ibv_pd *pd, struct ibv_alloc_pd *cmd,
 		     size_t cmd_size, struct ib_uverbs_alloc_pd_resp *resp, size_t resp_size)
 {
@@ -222,8 +242,6 @@ int ibv_cmd_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type, struct ibv_mw *mw
 STUB_SUCCEEDS(ibv_cmd_dealloc_pd, struct ibv_pd *pd)
 STUB_SUCCEEDS(ibv_cmd_dealloc_mw, struct ibv_mw *mw)
 STUB_SUCCEEDS(ibv_cmd_destroy_srq, struct ibv_srq *srq)
-STUB_SUCCEEDS(ibv_cmd_modify_srq, struct ibv_srq *srq, struct ibv_srq_attr *attr, int mask,
-	      struct ibv_modify_srq *cmd, size_t cmd_size)
 STUB_SUCCEEDS(ibv_cmd_query_srq, struct ibv_srq *srq, struct ibv_srq_attr *attr,
 	      struct ibv_query_srq *cmd, size_t cmd_size)
 STUB_SUCCEEDS(ibv_cmd_modify_cq, struct ibv_cq *cq, struct ibv_modify_cq_attr *attr,

@@ -54,6 +54,24 @@ impl WorkRing {
         self.offset + ((slot as usize) << self.stride_shift)
     }
 
+    /// Fills the slots of a ring that follows this one: those from `taken` on are copied, and all others
+    /// look as if nothing were posted there yet.
+    pub(crate) fn follow(&self, buffer: &Buffer, taken: u32, new: &mut Self, to: &Buffer) {
+        new.posted = self.posted;
+        for n in 0..new.entries {
+            let n = taken.wrapping_add(n);
+            let posted = self.posted.wrapping_sub(n) as i32 > 0;
+            let at = new.slot_offset(n);
+            let mut phase = new.phase(n) as u8;
+            if posted {
+                to.write(at, &buffer.read(self.slot_offset(n), self.stride().min(new.stride())));
+            } else {
+                phase ^= 1;
+            }
+            to.write(at + PHASE_SHIFT as usize / 8, &[phase]);
+        }
+    }
+
     pub(crate) fn stride(&self) -> usize {
         1 << self.stride_shift
     }

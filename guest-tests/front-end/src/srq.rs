@@ -39,6 +39,19 @@ impl Srq {
         &self.buffer
     }
 
+    /// What is posted, in a ring of `new` in `buffer`, for the device to go on with.
+    pub(crate) fn copy_to(&self, new: &mut WorkRing, buffer: &Buffer) {
+        self.ring.follow(&self.buffer, self.taken(), new, buffer);
+    }
+
+    /// The device goes on there.
+    pub(crate) fn move_to(&mut self, ring: WorkRing, buffer: Buffer) {
+        buffer.set_with_device(true);
+        self.buffer.set_with_device(false);
+        (self.ring, self.buffer) = (ring, buffer);
+        self.ring_if_armed();
+    }
+
     pub(crate) fn uar_slot(&self) -> (&Uar, u32) {
         (&self.doorbell.uar, self.doorbell.slot)
     }
@@ -52,21 +65,22 @@ impl Srq {
     #[inline]
     pub fn post_recv(&mut self, wr_id: u64, sges: &[Sge]) -> Result<(), PostError> {
         self.ring.put_recv(&self.buffer, self.taken(), wr_id, sges)?;
+        self.ring_if_armed();
+        Ok(())
+    }
+
+    #[inline]
+    fn ring_if_armed(&self) {
         full_fence();
         let mode = self.buffer.map().u32(MODE).load(Ordering::Relaxed);
         if !is_polled(mode) {
             self.doorbell.ring(mode);
         }
-        Ok(())
     }
 
     /// Writes the bytes of a WQE as they are (the phase apart) and rings.
     pub fn post_recv_raw(&mut self, wqe: &[u8]) {
         self.ring.put_raw(&self.buffer, wqe);
-        full_fence();
-        let mode = self.buffer.map().u32(MODE).load(Ordering::Relaxed);
-        if !is_polled(mode) {
-            self.doorbell.ring(mode);
-        }
+        self.ring_if_armed();
     }
 }

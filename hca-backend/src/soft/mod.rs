@@ -221,6 +221,7 @@ impl HcaDriver for SoftHca {
             max_srq: limits.max_srq,
             max_srq_wr: limits.max_qp_wr,
             max_srq_sge: limits.max_sge,
+            srq_resize: true,
             max_mw: limits.max_mr,
             max_fast_reg_page_list_len: MAX_FAST_REG_PAGES,
             max_xrcd: limits.max_pd,

@@ -21,7 +21,6 @@ use super::xrc::Xrcd;
 pub(crate) struct Srq {
     context: Arc<Context>,
     srqn: Srqn,
-    max_wr: u32,
     max_sge: u32,
     from_source: bool,
     pd: u32,
@@ -32,6 +31,7 @@ pub(crate) struct Srq {
 }
 
 struct Inner {
+    max_wr: u32,
     source: Option<Arc<dyn RecvSource>>,
     queue: RecvQueue,
     limit: u32,
@@ -87,10 +87,10 @@ impl Srq {
             srqn,
             pd,
             xrc,
-            max_wr: init.max_wr,
             max_sge: init.max_sge,
             from_source: init.recv_source.is_some(),
             inner: SpinLock::new(Inner {
+                max_wr: init.max_wr,
                 source: init.recv_source,
                 queue: RecvQueue::default(),
                 limit: init.limit,
@@ -163,16 +163,29 @@ impl SrqDriver for Srq {
     }
 
     fn arm_limit(&self, _cx: &MaySleep, limit: u32) -> Result<()> {
-        if limit > self.max_wr {
+        let mut inner = self.inner.lock();
+        if limit > inner.max_wr {
             return Err(Error::Invalid("limit of the SRQ"));
         }
-        self.inner.lock().limit = limit;
+        inner.limit = limit;
+        Ok(())
+    }
+
+    fn resize(&self, _cx: &MaySleep, max_wr: u32) -> Result<()> {
+        if max_wr == 0 || max_wr > self.context.limits().max_qp_wr {
+            return Err(Error::Invalid("size of the SRQ"));
+        }
+        let mut inner = self.inner.lock();
+        if inner.limit > max_wr || inner.queue.len() > max_wr as usize {
+            return Err(Error::Invalid("size of the SRQ: there is more in it"));
+        }
+        inner.max_wr = max_wr;
         Ok(())
     }
 
     fn query(&self, _cx: &MaySleep) -> Result<SrqAttr> {
-        let limit = self.inner.lock().limit;
-        Ok(SrqAttr { max_wr: self.max_wr, max_sge: self.max_sge, limit })
+        let inner = self.inner.lock();
+        Ok(SrqAttr { max_wr: inner.max_wr, max_sge: self.max_sge, limit: inner.limit })
     }
 
     fn post_recv(&self, wr: &RecvWr<'_>) -> Result<()> {
@@ -183,7 +196,7 @@ impl SrqDriver for Srq {
             return Err(Error::Invalid("number of SGEs"));
         }
         let mut inner = self.inner.lock();
-        if inner.queue.len() >= self.max_wr as usize {
+        if inner.queue.len() >= inner.max_wr as usize {
             return Err(Error::QueueFull);
         }
         inner.queue.push(wr);

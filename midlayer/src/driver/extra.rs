@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::attr::AhAttr;
 use crate::context::MaySleep;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::UserMemory;
 use crate::types::{LKey, RKey, Srqn};
 use crate::work::RecvWr;
@@ -62,6 +62,15 @@ pub trait SrqDriver: Any + Send + Sync {
 
     /// Arms the limit, or disarms it with 0. May sleep.
     fn arm_limit(&self, cx: &MaySleep, limit: u32) -> Result<()>;
+
+    /// Changes how many WRs it holds at the most. A consumer that keeps the WQEs moves them itself. May
+    /// sleep.
+    ///
+    /// # Errors
+    /// `Invalid` if more are posted, or the limit is larger.
+    fn resize(&self, _cx: &MaySleep, _max_wr: u32) -> Result<()> {
+        Err(Error::Unsupported("SRQ resize"))
+    }
 
     /// The attributes as they are. May sleep.
     fn query(&self, cx: &MaySleep) -> Result<SrqAttr>;

@@ -2,6 +2,7 @@
 //! Shared receive queues, and the XRC domains that some of them belong to.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Context, Cq, Pd};
 use crate::context::MaySleep;
@@ -33,7 +34,7 @@ pub struct Srq {
     pd: Arc<Pd>,
     xrc: Option<(Arc<Xrcd>, Arc<Cq>)>,
     max_sge: u32,
-    max_wr: u32,
+    max_wr: AtomicU32,
 }
 
 impl Srq {
@@ -67,6 +68,7 @@ impl Srq {
             recv_source: spec.recv_source,
             xrc: target,
         };
+        let max_wr = AtomicU32::new(max_wr);
         object::create(
             cx,
             device,
@@ -100,10 +102,29 @@ impl Srq {
     /// `Invalid` for a limit above the size.
     pub fn arm_limit(&self, cx: &MaySleep, limit: u32) -> Result<()> {
         let _verb = self.base.verb(cx)?;
-        if limit > self.max_wr {
+        if limit > self.max_wr.load(Ordering::Relaxed) {
             return Err(Error::Invalid("limit of an SRQ"));
         }
         self.driver.arm_limit(cx, limit)
+    }
+
+    /// Changes how many WRs it holds (`IBV_SRQ_MAX_WR`). With a `RecvSource` the consumer moves its WQEs
+    /// itself. May sleep.
+    ///
+    /// # Errors
+    /// `Invalid` for 0, and if more are posted or the limit is larger; `Limit`; `Unsupported` if the HCA
+    /// can't.
+    pub fn resize(&self, cx: &MaySleep, max_wr: u32) -> Result<()> {
+        let _verb = self.base.verb(cx)?;
+        if max_wr == 0 {
+            return Err(Error::Invalid("size of an SRQ"));
+        }
+        if max_wr > self.base.device.attr.max_srq_wr {
+            return Err(Error::Limit("max_srq_wr"));
+        }
+        self.driver.resize(cx, max_wr)?;
+        self.max_wr.store(max_wr, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The attributes as they are. May sleep.

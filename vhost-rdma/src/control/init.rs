@@ -74,6 +74,7 @@ impl Call<'_> {
             | abi::CAP_TIMESTAMP
             | has(attr.max_ah > 0, abi::CAP_UC | abi::CAP_UD)
             | has(attr.max_srq > 0, abi::CAP_SRQ)
+            | has(attr.srq_resize, abi::CAP_SRQ_RESIZE)
             | has(attr.max_fast_reg_page_list_len > 0, abi::CAP_FAST_REG)
             | has(attr.max_mw > 0, abi::CAP_MW)
             | has(attr.local_dma_lkey, abi::CAP_LOCAL_DMA_LKEY)

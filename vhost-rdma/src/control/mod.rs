@@ -169,6 +169,7 @@ impl Call<'_> {
             abi::CMD_MODIFY_SRQ => self.modify_srq(),
             abi::CMD_QUERY_SRQ => self.query_srq(),
             abi::CMD_DESTROY_SRQ => self.destroy_srq(),
+            abi::CMD_RESIZE_SRQ => self.resize_srq(),
             abi::CMD_SET_AH_TABLE => self.set_ah_table(),
             abi::CMD_REG_ODP_MR => self.reg_odp_mr(),
             abi::CMD_MAP_PAGES => self.map_pages(),

@@ -86,6 +86,26 @@ impl Call<'_> {
         Ok(Vec::new())
     }
 
+    pub(super) fn resize_srq(mut self) -> Answer {
+        let r: abi::ResizeSrqRequest = self.request()?;
+        let (cx, memory) = (self.cx, self.device.memory());
+        let object = self.session()?.srqs.get_mut(&r.srqn.get()).ok_or(NO_OBJECT)?;
+        let buffer = Arc::new(memory.resolve(&r.pages, 0, 0, page_bytes(&r.pages)?)?);
+        let entries = r.entries.get();
+        let geometry = Geometry { entries, offset: r.offset.get(), stride_shift: r.stride_shift };
+        let sound = geometry.is_sound(QP_RINGS_OFFSET, buffer.len(), limits::MAX_QP_WR)
+            && WQE_RECV_DATA + object.max_sge * size_of::<Sge>() as u32 <= 1 << r.stride_shift
+            && object.path.ring().limit() <= entries;
+        if !sound {
+            return Err(INVALID);
+        }
+        let ring = RecvRing::new(&buffer, geometry, object.max_sge).ok_or(INVALID)?;
+        object.path.srq().resize(cx, entries)?;
+        object.path.ring().move_to(buffer, ring);
+        object.entries = entries;
+        Ok(Vec::new())
+    }
+
     pub(super) fn query_srq(mut self) -> Answer {
         let number = self.number()?;
         let cx = self.cx;

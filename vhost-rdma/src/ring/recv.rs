@@ -125,6 +125,12 @@ impl RecvRing {
         self.next.store(0, Ordering::Relaxed);
     }
 
+    /// Goes on where another ring stopped.
+    pub fn follow(&self, before: &Self) {
+        self.next.store(before.next(), Ordering::Relaxed);
+        self.taken.add(before.taken());
+    }
+
     /// WQEs taken since creation.
     pub fn taken(&self) -> u64 {
         self.taken.get()

@@ -81,6 +81,37 @@ impl Driver {
         Ok(())
     }
 
+    /// RESIZE_SRQ: the WQEs that are posted go along.
+    pub fn resize_srq(
+        &self,
+        srq: &mut Srq,
+        entries: u32,
+        max_sge: u32,
+    ) -> Result<(), CommandError> {
+        let stride = stride_shift(WQE_RECV_DATA + max_sge * size_of::<Sge>() as u32);
+        let offset = QP_RINGS_OFFSET;
+        let buffer = self.0.memory.alloc_scattered((offset + (entries << stride)) as usize)?;
+        let tables = PageTables::of_buffer(&self.0.memory, &buffer)?;
+        let mut ring = WorkRing::new(offset as usize, stride, entries, max_sge, 0);
+        srq.copy_to(&mut ring, &buffer);
+        self.resize_srq_request(&ResizeSrqRequest {
+            srqn: srq.number().into(),
+            entries: entries.into(),
+            offset: offset.into(),
+            stride_shift: stride,
+            reserved: [0; 3],
+            pages: tables.list,
+        })?;
+        srq.move_to(ring, buffer);
+        Ok(())
+    }
+
+    /// RESIZE_SRQ as it is.
+    pub fn resize_srq_request(&self, request: &ResizeSrqRequest) -> Result<(), CommandError> {
+        let _: Nothing = self.command(CMD_RESIZE_SRQ, request.as_bytes())?;
+        Ok(())
+    }
+
     /// QUERY_SRQ.
     pub fn query_srq(&self, srqn: u32) -> Result<SrqAttr, CommandError> {
         self.command(CMD_QUERY_SRQ, number(srqn).as_bytes())

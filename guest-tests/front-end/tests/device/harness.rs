@@ -24,6 +24,7 @@ pub type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>
 pub const CAPABILITIES: u64 = CAP_UC
     | CAP_UD
     | CAP_SRQ
+    | CAP_SRQ_RESIZE
     | CAP_CQ_RESIZE
     | CAP_CQ_MODERATION
     | CAP_TIMESTAMP

@@ -27,6 +27,7 @@ mod rage;
 mod scale;
 mod scribble;
 mod solicited;
+mod srq_resize;
 mod stress;
 mod transfers;
 mod windows;
