@@ -258,9 +258,9 @@ abi_structs! {
         pub retry_exceeded_err: Le64,
         /// WQEs that ended with `WC_RNR_RETRY_EXC_ERR`.
         pub retry_rnr_exceeded_err: Le64,
-        /// SENDs carried out.
+        /// SENDs that ended well.
         pub rdma_sends: Le64,
-        /// SENDs received.
+        /// Messages that a receive WQE was completed for.
         pub rdma_recvs: Le64,
         /// Datagrams with a bad P_Key.
         pub bad_pkey: Le64,

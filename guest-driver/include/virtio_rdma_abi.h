@@ -934,9 +934,9 @@ struct virtio_rdma_counters {
 	__le64 retry_exceeded_err;
 	/* WQEs that ended with `WC_RNR_RETRY_EXC_ERR`. */
 	__le64 retry_rnr_exceeded_err;
-	/* SENDs carried out. */
+	/* SENDs that ended well. */
 	__le64 rdma_sends;
-	/* SENDs received. */
+	/* Messages that a receive WQE was completed for. */
 	__le64 rdma_recvs;
 	/* Datagrams with a bad P_Key. */
 	__le64 bad_pkey;

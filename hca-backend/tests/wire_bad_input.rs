@@ -445,6 +445,7 @@ fn a_request_that_comes_too_early_is_answered_once() {
         assert_eq!(scene.give(&more), [], "one NAK is enough");
     }
     assert_eq!(scene.count("out_of_seq_request"), 199);
+    assert_eq!(scene.victim.qp.counts().out_of_seq_request, 199);
     scene.untouched();
     // What was expected is still taken.
     let good = scene.packet(SEND_ONLY, EPSN, b"now");
@@ -496,5 +497,6 @@ fn a_read_that_is_repeated_for_ever_never_makes_more_than_one_answer_a_request()
     // All of them before the responder had a turn: they are one.
     assert_eq!(scene.give(&read).len(), 8);
     assert_eq!(scene.count("duplicate_request"), 1001);
+    assert_eq!(scene.victim.qp.counts().duplicate_request, 1001);
     assert_eq!(scene.peer.node, 0);
 }

@@ -92,12 +92,6 @@ pub trait ContextDriver: Any + Send + Sync {
         Violations::default()
     }
 
-    /// What the tenant's QPs have counted of their packets: names, as rxe has them (the kernel's
-    /// get_hw_stats), and values. Never sleeps; takes time for each QP.
-    fn hw_stats(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
-
     /// Stops the tenant: when it returns, no memory of the tenant's is read or written any more, by
     /// its own work requests or by a peer's, and none of its CQs or receive sources is called. Work
     /// stays queued; peers see packets lost (time-outs and retries as for a cut cable). May sleep.
@@ -433,6 +427,27 @@ pub struct QpInit {
     pub block_self_mcast: bool,
 }
 
+/// What a QP's transport has met with; names are those of Linux' `hw_counters`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransportCounts {
+    /// Requests that came again.
+    pub duplicate_request: u64,
+    /// Requests that came before one that was lost.
+    pub out_of_seq_request: u64,
+    /// NAKs for such ones received.
+    pub rcvd_seq_err: u64,
+    /// Times that the peer had no receive WQE.
+    pub rcvd_rnr_err: u64,
+    /// WRs that ended because nobody answered.
+    pub retry_exceeded_err: u64,
+    /// WRs that ended because the peer was never ready.
+    pub retry_rnr_exceeded_err: u64,
+    /// SENDs that ended well.
+    pub rdma_sends: u64,
+    /// Messages that a receive WQE was completed for.
+    pub rdma_recvs: u64,
+}
+
 /// A queue pair.
 pub trait QpDriver: Any + Send + Sync {
     /// Its number.
@@ -448,6 +463,11 @@ pub trait QpDriver: Any + Send + Sync {
 
     /// The attributes as they are. May sleep.
     fn query(&self, cx: &MaySleep) -> Result<QpAttr>;
+
+    /// What its transport has met with since it was made, whatever became of it since. Never sleeps.
+    fn counts(&self) -> TransportCounts {
+        TransportCounts::default()
+    }
 
     /// Ends the QP. Outstanding work makes no completions; returns when the driver no longer touches
     /// the consumer's memory for it. May sleep.

@@ -39,32 +39,37 @@ pub struct Counters {
     tx_bytes: AtomicU64,
     rx_bytes: AtomicU64,
     rnr_naks: AtomicU64,
+    duplicate_request: AtomicU64,
+    out_of_seq_request: AtomicU64,
+    rcvd_seq_err: AtomicU64,
+    rcvd_rnr_err: AtomicU64,
+    retry_exceeded_err: AtomicU64,
+    retry_rnr_exceeded_err: AtomicU64,
+    rdma_sends: AtomicU64,
+    rdma_recvs: AtomicU64,
     error_completions: AtomicU64,
     bad_pkey: AtomicU64,
     qkey_viol: AtomicU64,
-    /// Of packets: as the HCA has them, by names of their own.
-    packets: [AtomicU64; PACKETS.len()],
 }
-
-/// What an HCA counts of packets and guests are told of.
-const PACKETS: [&str; 6] = [
-    "duplicate_request",
-    "out_of_seq_request",
-    "rcvd_seq_err",
-    "rcvd_rnr_err",
-    "retry_exceeded_err",
-    "retry_rnr_exceeded_err",
-];
 
 impl Counters {
     /// Keeps the counts of a QP that goes.
     pub fn retire_qp(&self, qp: &QpPath) {
         let [send, bytes, recv, empty] = qp.counts();
+        let transport = qp.qp().counts();
         for (to, n) in [
             (&self.send_wqes, send),
             (&self.tx_bytes, bytes),
             (&self.recv_wqes, recv),
             (&self.rnr_naks, empty),
+            (&self.duplicate_request, transport.duplicate_request),
+            (&self.out_of_seq_request, transport.out_of_seq_request),
+            (&self.rcvd_seq_err, transport.rcvd_seq_err),
+            (&self.rcvd_rnr_err, transport.rcvd_rnr_err),
+            (&self.retry_exceeded_err, transport.retry_exceeded_err),
+            (&self.retry_rnr_exceeded_err, transport.retry_rnr_exceeded_err),
+            (&self.rdma_sends, transport.rdma_sends),
+            (&self.rdma_recvs, transport.rdma_recvs),
         ] {
             to.fetch_add(n, Ordering::Relaxed);
         }
@@ -104,33 +109,22 @@ impl Counters {
 
     /// All counts, when there are no living objects.
     pub fn of_the_past(&self) -> Answer {
-        self.answer(Violations::default(), [].into_iter(), [].into_iter(), [].into_iter(), &[])
+        self.answer(Violations::default(), [].into_iter(), [].into_iter(), [].into_iter())
     }
 
-    /// Keeps what an HCA has counted of the packets of a context that goes.
-    pub fn retire_packets(&self, hw_stats: &[(&'static str, u64)]) {
-        for (name, n) in hw_stats {
-            if let Some(at) = PACKETS.iter().position(|known| known == name) {
-                self.packets[at].fetch_add(*n, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// All counts, with those of the living objects, and of the context's packets.
+    /// All counts, with those of the living objects.
     pub fn answer<'a>(
         &self,
         violations: Violations,
         qps: impl Iterator<Item = &'a QpPath>,
         cqs: impl Iterator<Item = &'a CqPath>,
         srqs: impl Iterator<Item = &'a SrqPath>,
-        hw_stats: &[(&'static str, u64)],
     ) -> Answer {
         let violations = self.violations(violations);
         let living = Counters::default();
         qps.for_each(|qp| living.retire_qp(qp));
         cqs.for_each(|cq| living.retire_cq(cq));
         srqs.for_each(|srq| living.retire_srq(srq));
-        living.retire_packets(hw_stats);
         let sum = |of: fn(&Counters) -> &AtomicU64| {
             let n = of(self).load(Ordering::Relaxed) + of(&living).load(Ordering::Relaxed);
             n.into()
@@ -148,16 +142,17 @@ impl Counters {
             rnr_naks: sum(|c| &c.rnr_naks),
             error_completions: sum(|c| &c.error_completions),
             guest_errors: sum(|c| &c.guest_errors),
+            duplicate_request: sum(|c| &c.duplicate_request),
+            out_of_seq_request: sum(|c| &c.out_of_seq_request),
+            rcvd_seq_err: sum(|c| &c.rcvd_seq_err),
+            rcvd_rnr_err: sum(|c| &c.rcvd_rnr_err),
+            retry_exceeded_err: sum(|c| &c.retry_exceeded_err),
+            retry_rnr_exceeded_err: sum(|c| &c.retry_rnr_exceeded_err),
+            rdma_sends: sum(|c| &c.rdma_sends),
+            rdma_recvs: sum(|c| &c.rdma_recvs),
             bad_pkey: violations.pkey.into(),
             qkey_viol: violations.qkey.into(),
             qp_moves: sum(|c| &c.qp_moves),
-            duplicate_request: sum(|c| &c.packets[0]),
-            out_of_seq_request: sum(|c| &c.packets[1]),
-            rcvd_seq_err: sum(|c| &c.packets[2]),
-            rcvd_rnr_err: sum(|c| &c.packets[3]),
-            retry_exceeded_err: sum(|c| &c.packets[4]),
-            retry_rnr_exceeded_err: sum(|c| &c.packets[5]),
-            ..Answer::default()
         }
     }
 }

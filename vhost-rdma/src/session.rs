@@ -212,7 +212,6 @@ impl Session {
             self.qps.values().map(|qp| &*qp.path),
             self.cqs.values().map(|cq| &*cq.path),
             self.srqs.values().map(|srq| &*srq.path),
-            &self.context.hw_stats(),
         )
     }
 
@@ -464,7 +463,6 @@ impl Session {
             log("PD", pdn, object.pd.dealloc(cx));
         }
         self.door.gate.counters().retire_violations(self.context.violations());
-        self.door.gate.counters().retire_packets(&self.context.hw_stats());
         log("context", 0, self.context.dealloc(cx));
     }
 }

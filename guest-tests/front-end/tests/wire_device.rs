@@ -7,6 +7,8 @@
 mod atomics;
 #[path = "device/bad_work.rs"]
 mod bad_work;
+#[path = "device/counters.rs"]
+mod counters;
 #[path = "device/fast_reg.rs"]
 mod fast_reg;
 #[path = "device/harness.rs"]

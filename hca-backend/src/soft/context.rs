@@ -42,8 +42,6 @@ pub(crate) struct Context {
     pollers: Vec<Arc<SoftPoller>>,
     events: Arc<dyn EventSink>,
     pub(crate) network: Arc<Network>,
-    /// What QPs that are gone have counted of their packets.
-    counters: Counters,
     /// Neither its memory nor its queues may be touched.
     suspended: AtomicBool,
     gids: SpinLock<Vec<Option<GidEntry>>>,
@@ -78,7 +76,6 @@ impl Context {
             pollers,
             events: init.events,
             network,
-            counters: Counters::default(),
             suspended: AtomicBool::new(false),
             gids: SpinLock::new(Vec::new()),
             mrs: Mrs::new(limits.max_mr),
@@ -187,11 +184,7 @@ impl Context {
 
     /// Unpublishes a QP; returns when nobody can be finding it any more.
     pub(crate) fn remove_qp(&self, cx: &MaySleep, qpn: Qpn) {
-        let qp = self.qps.remove(cx, qpn.0 as usize);
-        if let Some(counters) = qp.as_ref().and_then(|qp| qp.wire_counters()) {
-            self.counters.add(counters);
-        }
-        drop(qp);
+        drop(self.qps.remove(cx, qpn.0 as usize));
         // QP1 is not of the pool, which takes no notice of it.
         locked(&self.qpns).give_back(qpn.0);
     }
@@ -247,17 +240,6 @@ impl ContextDriver for Context {
             self.network.leave(old.gid, self);
         }
         Ok(())
-    }
-
-    fn hw_stats(&self) -> Vec<(&'static str, u64)> {
-        let sum = Counters::default();
-        sum.add(&self.counters);
-        self.each_qp().for_each(|qp| {
-            if let Some(counters) = qp.wire_counters() {
-                sum.add(counters);
-            }
-        });
-        sum.list()
     }
 
     fn alloc_pd(&self, _cx: &MaySleep) -> Result<Arc<dyn PdDriver>> {

@@ -140,15 +140,6 @@ impl Context {
         self.driver.violations()
     }
 
-    /// What the tenant's QPs have counted of their packets: names, as rxe has them, and values; nothing
-    /// where the HCA has gone, or packets are none of its business. Never sleeps; takes time for each QP.
-    pub fn hw_stats(&self) -> Vec<(&'static str, u64)> {
-        match self.base.fast() {
-            Ok(_inside) => self.driver.hw_stats(),
-            Err(_) => Vec::new(),
-        }
-    }
-
     /// Stops the tenant: after the return no memory of its consumer's is touched any more, by its own
     /// work or by a peer's, and none of its CQs or receive sources is called. Work stays queued; peers
     /// see packets lost. May sleep.

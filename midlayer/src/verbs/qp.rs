@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::{Cq, Pd, Srq, Xrcd};
 use crate::attr::{AhAttr, QpAttr, QpAttrMask, QpCap};
 use crate::context::MaySleep;
-use crate::driver::{BadWr, MalformedWqe, QpDriver, QpInit, RecvSource, SendReady};
+use crate::driver::{
+    BadWr, MalformedWqe, QpDriver, QpInit, RecvSource, SendReady, TransportCounts,
+};
 use crate::error::{Error, Result};
 use crate::object::{self, Base, DeviceShared, Object, release};
 use crate::qp_state;
@@ -178,6 +180,11 @@ impl Qp {
     pub fn query(&self, cx: &MaySleep) -> Result<QpAttr> {
         let _verb = self.base.verb(cx)?;
         self.driver.query(cx)
+    }
+
+    /// What its transport has met with since it was made; also after its end. Never sleeps.
+    pub fn counts(&self) -> TransportCounts {
+        self.driver.counts()
     }
 
     /// Receives what is sent to a multicast group. May sleep.

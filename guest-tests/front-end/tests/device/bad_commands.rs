@@ -48,6 +48,7 @@ const COMMANDS: &[(u16, usize, usize)] = &[
     (CMD_MODIFY_SRQ, size_of::<ModifySrqRequest>(), 0),
     (CMD_QUERY_SRQ, size_of::<NumberRequest>(), size_of::<SrqAttr>()),
     (CMD_DESTROY_SRQ, size_of::<NumberRequest>(), 0),
+    (CMD_RESIZE_SRQ, size_of::<ResizeSrqRequest>(), 0),
     (CMD_SET_AH_TABLE, size_of::<SetAhTableRequest>(), 0),
     (CMD_ATTACH_MCAST, size_of::<McastRequest>(), 0),
     (CMD_DETACH_MCAST, size_of::<McastRequest>(), 0),

@@ -11,6 +11,7 @@ mod balance;
 mod commands;
 mod completions;
 mod connections;
+mod counters;
 mod cq_verbs;
 mod device_memory;
 mod fast_reg;

@@ -317,6 +317,9 @@ impl Qp {
         }
         // With our own CQ no longer held.
         if let Some(incoming) = incoming {
+            let messages = incoming.used as u64;
+            self.counts.sends.add(messages);
+            peer.counts.recvs.add(messages);
             incoming.end(peer);
         }
         done

@@ -5,6 +5,7 @@
 
 mod attr;
 mod burst;
+mod counts;
 mod datagram;
 mod execute;
 mod group;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use rdma_midlayer::attr::{QpAttr, QpAttrMask, QpCap};
 use rdma_midlayer::driver::{
-    AsyncEvent, BadWr, MalformedWqe, MwDriver, QpDriver, QpInit, own, own_any,
+    AsyncEvent, BadWr, MalformedWqe, MwDriver, QpDriver, QpInit, TransportCounts, own, own_any,
 };
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{Gid, QpState, QpType, Qpn, RKey, WcStatus, WrOpcode};
@@ -37,6 +38,7 @@ use super::run_queue::Queued;
 use super::spin::SpinLock;
 use super::srq::Srq;
 use super::xrc::Xrcd;
+use counts::Counts;
 pub(crate) use datagram::GSI_QPN;
 use paging::PageFault;
 pub(crate) use queue::RecvQueue;
@@ -104,6 +106,7 @@ pub(crate) struct Qp {
     xrc_pd: AtomicU32,
     requester: Side<Requester>,
     responder: Side<Responder>,
+    counts: Counts,
     /// Where peers of other daemons are.
     wire: Option<Box<OnWire>>,
     /// The multicast groups that it is in.
@@ -176,6 +179,7 @@ impl Qp {
             xrc_pd: AtomicU32::new(0),
             requester: Side(SpinLock::new(requester)),
             responder: Side(SpinLock::new(responder)),
+            counts: Counts::default(),
             wire: link.map(|link| Box::new(OnWire::new(link))),
             groups: Mutex::default(),
         }))
@@ -297,6 +301,10 @@ impl QpDriver for Qp {
 
     fn query(&self, _cx: &MaySleep) -> Result<QpAttr> {
         self.query_attr()
+    }
+
+    fn counts(&self) -> TransportCounts {
+        self.transport_counts()
     }
 
     fn attach_mcast(&self, _cx: &MaySleep, gid: &Gid, _lid: u16) -> Result<()> {

@@ -15,6 +15,7 @@ use rdma_midlayer::{Error, Result};
 use smallvec::SmallVec;
 
 use super::burst::BURST;
+use super::counts::is_send;
 use super::datagram::Dest;
 use super::execute::{Link, Step};
 use super::local::{self, is_local};
@@ -356,6 +357,9 @@ impl Qp {
         len: u64,
         status: WcStatus,
     ) {
+        if status == WcStatus::Success && is_send(wr.opcode) {
+            self.counts.sends.add(1);
+        }
         if let Some(wc) = self.send_completion(wr, len, status) {
             self.push(cq, &wc, false);
         }
@@ -420,17 +424,18 @@ impl Qp {
                 r.refill_retries();
                 self.schedule();
             }
-            Step::Rnr(_) if r.rnr_left == 0 => self.end_current(r, WcStatus::RnrRetryExcErr),
             Step::Rnr(code) => {
+                self.counts.rnr.add(1);
+                if r.rnr_left == 0 {
+                    return self.give_up_waiting(r);
+                }
                 if r.rnr_left < 7 {
                     r.rnr_left -= 1;
                 }
                 self.wait(r, Why::Rnr, Some(now + rnr_delay(code)));
             }
             Step::Absent => self.wait(r, Why::Pages, None),
-            Step::AbsentThere(_) if r.rnr_left == 0 => {
-                self.end_current(r, WcStatus::RnrRetryExcErr);
-            }
+            Step::AbsentThere(_) if r.rnr_left == 0 => self.give_up_waiting(r),
             Step::AbsentThere(code) => {
                 if r.rnr_left < 7 {
                     r.rnr_left -= 1;
@@ -442,6 +447,12 @@ impl Qp {
                 self.wait(r, Why::Ack, until);
             }
         }
+    }
+
+    /// The peer was not ready as often as the consumer allows.
+    fn give_up_waiting(&self, r: &mut Requester) {
+        self.counts.rnr_retries_exceeded.add(1);
+        self.end_current(r, WcStatus::RnrRetryExcErr);
     }
 
     fn wait(&self, r: &mut Requester, why: Why, until: Option<Instant>) {
@@ -476,7 +487,10 @@ impl Qp {
         if why == Why::Ack {
             match r.retries_left.checked_sub(1) {
                 Some(left) => r.retries_left = left,
-                None => self.end_current(r, WcStatus::RetryExcErr),
+                None => {
+                    self.counts.retries_exceeded.add(1);
+                    self.end_current(r, WcStatus::RetryExcErr);
+                }
             }
         }
         true

@@ -655,6 +655,7 @@ impl Qp {
             vendor_err: 0,
         };
         responder.held = false;
+        self.counts.recvs.add(1);
         self.push(responder.cq.as_ref(), &wc, wr.flags.contains(SendFlags::SOLICITED));
     }
 

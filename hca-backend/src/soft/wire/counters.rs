@@ -15,11 +15,6 @@ macro_rules! counters {
             pub fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)*]
             }
-
-            /// Adds what somebody else has counted.
-            pub fn add(&self, other: &Counters) {
-                $(self.$name.add(other.$name.get());)*
-            }
         }
     };
 }

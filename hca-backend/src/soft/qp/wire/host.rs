@@ -313,6 +313,7 @@ impl RecvHost for Receiver<'_> {
             vendor_err: 0,
         };
         responder.held = false;
+        self.qp.counts.recvs.add(1);
         self.qp.push(responder.cq.as_ref(), &wc, received.solicited);
     }
 
