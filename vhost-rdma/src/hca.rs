@@ -154,7 +154,7 @@ fn verbs_options(spec: &HcaSpec, with: &Surroundings<'_>) -> Result<verbs::Optio
 
 /// A network's wire as the soft HCA sees it: the path MTU is what fits into `mtu` bytes of IP.
 fn core(hca: &SoftHca, network: u64, mtu: usize) -> Arc<dyn Core> {
-    let name = format!("network {network}");
+    let name = format!("{}, network {network}", hca.name());
     let link = Link::new(LinkConfig { name, mtu: Link::path_mtu(mtu), rate: 0 });
     hca.set_link(network, link.clone());
     link

@@ -147,9 +147,13 @@ impl Wires {
     pub fn counts(&self) -> Vec<Counted> {
         let mut all = Vec::new();
         for (network, place) in &self.list {
+            let mut ports = 0;
             for (guest, counters) in place.wire.exchange().counters() {
                 let who = match guest {
-                    None => "port".to_owned(),
+                    None => {
+                        ports += 1;
+                        format!("port {ports}")
+                    }
                     Some(mac) => {
                         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
                         format!("virtio-net of {mac}")

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost_rdma::management::{MAX_CLIENTS, MAX_REQUEST};
 
@@ -81,6 +81,32 @@ impl Drop for TestDaemon {
             assert!(!self.control.exists(), "the socket is left behind");
         }
     }
+}
+
+#[test]
+fn what_passed_on_the_wire_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|n| folder.path().join(n).display().to_string());
+    let daemon = TestDaemon::start(&["--port", &format!("dgram:{here},{there}")]);
+    assert_eq!(daemon.done(&["wire"]), "WHO  COUNTER  VALUE\n", "nothing yet");
+    // Something that nobody knows.
+    let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    socket.send_to(&[[0xff; 12].as_slice(), &[0x88, 0xb5], &[7; 50]].concat(), &here).unwrap();
+    let until = Instant::now() + LONG;
+    let mut told = String::new();
+    while !told.contains("received_bytes") && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+        told = daemon.done(&["wire"]);
+    }
+    let line = |name: &str, n: u32| {
+        told.lines().any(|line| {
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+                == format!("network 0, port 1 {name} {n}")
+        })
+    };
+    assert!(line("received", 1) && line("received_bytes", 64), "{told}");
+    let all: serde_json::Value = serde_json::from_str(&daemon.done(&["--json", "wire"])).unwrap();
+    assert_eq!(all["soft0, network 0, RoCE"]["out_of_seq_request"], 0, "{all}");
 }
 
 fn ctl(control: &Path, args: &[&str]) -> Output {

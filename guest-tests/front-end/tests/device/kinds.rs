@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use front_end::abi::control::{
-    CAP_ON_DEMAND, QP_FLAG_KERNEL, QP_STATE_ERR, QP_STATE_RTS, QP_TYPE_GSI, QP_TYPE_UC, QP_TYPE_UD,
+    QP_FLAG_KERNEL, QP_STATE_ERR, QP_STATE_RTS, QP_TYPE_GSI, QP_TYPE_UC, QP_TYPE_UD,
 };
 use front_end::abi::event::{EVENT_QP_LAST_WQE_REACHED, EVENT_SRQ_LIMIT_REACHED};
 use front_end::abi::ring::{
@@ -54,9 +54,7 @@ fn all_kinds_are_capabilities() -> TestResult {
     }
     let daemon = TestDaemon::start(1)?;
     let vm = daemon.vm(0)?;
-    // Memory on demand is no matter of packets.
-    let without = if crate::APART { CAP_ON_DEMAND } else { 0 };
-    assert_eq!(vm.driver()?.init_answer().capabilities.get(), CAPABILITIES & !without);
+    assert_eq!(vm.driver()?.init_answer().capabilities.get(), CAPABILITIES);
     Ok(())
 }
 
