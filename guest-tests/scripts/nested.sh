@@ -6,8 +6,8 @@
 #             guest inside, rxe of another host, as far as there are such
 #   replug=N  rxe goes and comes N times under load (`verbs` only)
 #   kill      the daemon dies under load, and another one takes its place
-#   measure   perftest between the first guest inside and rxe of its host, beside rxe alone; and what the
-#             daemon touches of the guest's memory meanwhile
+#   touched   what the daemon touches of the guest's memory while rxe moves data
+#   measure=N perftest between the first guest inside and rxe of its host, beside rxe alone, N times
 #   long      for the steps that follow: more programs, longer messages
 set -euo pipefail
 source ./rdma.sh
@@ -235,18 +235,45 @@ figure() { awk -v size="$1" -v column="$2" '$1 == size { print $column }' /tmp/o
 
 # alone COMMAND…: both ends in this guest, by rxe itself.
 alone() {
-    "$@" > /tmp/server-output 2>&1 &
-    local server=$!
-    wait_listening $server
-    timeout 200 "$@" "$ADDR_0" > /tmp/output 2>&1 || fail "$* alone: $(cat /tmp/output)"
-    wait $server
+    local server try
+    for ((try = 1; try <= 5; try++)); do
+        "$@" > /tmp/server-output 2>&1 &
+        server=$!
+        wait_listening $server
+        timeout 200 "$@" "$ADDR_0" > /tmp/output 2>&1 || fail "$* alone: $(cat /tmp/output)"
+        wait $server
+        no_figure || break
+    done
 }
 
+# touched: how much of the memory of guests the daemon itself reads or writes while rxe moves data.
+touched() {
+    SERVER=0
+    CLIENT=$FIRST
+    load
+    # Where the kernel marks pages so (UML's does not).
+    if [[ $GUEST_INDEX == 0 && -e /proc/$daemon/clear_refs ]]; then
+        local packets
+        echo 1 > "/proc/$daemon/clear_refs"
+        packets=$(counter rxe0 rcvd_pkts)
+        sleep 10
+        awk -v packets=$(($(counter rxe0 rcvd_pkts) - packets)) '
+            /^[0-9a-f]+-[0-9a-f]+ / { guest = /memfd/ }
+            guest && $1 == "Referenced:" { kib += $2 }
+            END { print "touched: " kib " KiB of the memory of guests while rxe got " packets " packets" }
+        ' "/proc/$daemon/smaps"
+    fi
+    lab-barrier touched
+    unload
+    lab-barrier touched
+}
+
+# measure ROUNDS: in turns, since a busy host is never the same for long.
 measure() {
     local round program size count column command here there
     SERVER=0
     CLIENT=$FIRST
-    for round in 1 2 3; do
+    for ((round = 1; round <= $1; round++)); do
         while read -r program size count column; do
             command=("$program" "${options[@]}" -d "$device" -s "$size" -n "$count")
             ! takes_part || command+=(-x "$(my_gid)")
@@ -267,23 +294,6 @@ measure() {
 			ib_send_lat 64 300 5
 		END
     done
-    load
-    if [[ $GUEST_INDEX == 0 && -e /proc/$daemon/clear_refs ]]; then
-        # The pages of the guest's memory that the daemon reads or writes itself are marked so.
-        local before after
-        echo 1 > "/proc/$daemon/clear_refs"
-        before=$(counter rxe0 rcvd_pkts)
-        sleep 10
-        after=$(counter rxe0 rcvd_pkts)
-        awk -v packets=$((after - before)) '
-            /^[0-9a-f]+-[0-9a-f]+ / { guest = /memfd/ }
-            guest && $1 == "Referenced:" { kib += $2 }
-            END { print "measure: while rxe got " packets " packets, the daemon touched " kib " KiB of the memory of guests" }
-        ' "/proc/$daemon/smaps"
-    fi
-    lab-barrier touched
-    unload
-    lab-barrier measured
 }
 
 boot
@@ -292,10 +302,11 @@ for step in "$@"; do
         programs) programs ;;
         replug=*) replug "${step#*=}" ;;
         kill) kill_daemon ;;
-        measure) measure ;;
+        touched) touched ;;
+        measure=*) measure "${step#*=}" ;;
         long)
             programs+=(ib_read_bw ib_send_bw ib_write_lat ib_send_lat)
-            checks=(--max-length 20000)
+            checks=(--max-length 20000 --every 5)
             ;;
         *) fail "unknown step $step" ;;
     esac

@@ -80,6 +80,9 @@ SERVER=0 CLIENT=
 # How long one of them may take.
 PAIR_SECONDS=90
 
+# no_figure: whether perftest's output is of a run that it could not measure.
+no_figure() { grep -qE '[ -](inf|nan) |^ *[0-9]+ +[0-9]+ +0\.00 +0\.00 ' /tmp/output; }
+
 # pair NAME COMMAND [ARGUMENT…]: runs a command as server in guest $SERVER and as client, with the
 # server's address as last argument, in $CLIENT. NAME is that of the barriers. Output: /tmp/output.
 # On a busy host perftest may find no clock rate and print "inf" times, or see nothing of a transfer
@@ -91,7 +94,7 @@ pair() {
         status=0
         pair_once "$name-$try" "$@" || status=$?
         verdict=fine
-        ! grep -qE '[ -](inf|nan) |^ *[0-9]+ +[0-9]+ +0\.00 +0\.00 ' /tmp/output || verdict=again
+        ! no_figure || verdict=again
         verdict=$(lab-barrier "$name-end" "$verdict")
         if [[ $verdict != *again* ]] || ((try == 5)); then
             return "$status"

@@ -93,10 +93,6 @@ pub struct GuestArguments {
     /// The RDMA device can be unplugged: `lab-host unplug` and `lab-host plug` (QEMU only)
     #[arg(long)]
     pub hot_plug: bool,
-    /// The first N guests are hosts to the others, which the script boots in the first one with
-    /// what guest-tests/scripts/nested-host.sh has
-    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["no_rdma", "outside"])]
-    pub hosts: usize,
     /// Virtual processors of each guest
     #[arg(long, default_value_t = DEFAULT_PROCESSORS, value_parser = clap::value_parser!(u32).range(1..=4))]
     pub smp: u32,
@@ -125,7 +121,7 @@ impl GuestArguments {
             loss: self.loss,
             packets: self.packets,
             hot_plug: self.hot_plug,
-            hosts: self.hosts.min(guests),
+            hosts: 0,
         }
     }
 }
@@ -157,6 +153,10 @@ pub struct RunArguments {
     /// How many guests
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub guests: u16,
+    /// The first N guests are hosts to the others, which the script boots in the first one with
+    /// what guest-tests/scripts/nested-host.sh has
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["no_rdma", "outside"])]
+    pub hosts: usize,
     /// Seconds the scripts may take, from the moment when all guests are up
     #[arg(long, default_value_t = 300)]
     pub timeout: u64,

@@ -72,8 +72,9 @@ fn run(arguments: &RunArguments) -> Result<bool> {
         std::fs::read(&arguments.script)
             .with_context(|| format!("reading the script {}", arguments.script))?
     };
-    let parts =
-        Parts::prepare(&open_cache()?, &arguments.guest.shape(usize::from(arguments.guests)))?;
+    let guests = usize::from(arguments.guests);
+    let shape = Shape { hosts: arguments.hosts.min(guests), ..arguments.guest.shape(guests) };
+    let parts = Parts::prepare(&open_cache()?, &shape)?;
     let mut files = arguments.files.clone();
     files.extend(programs::shared_scripts());
     let job = Job { script, arguments: arguments.arguments.clone(), files };

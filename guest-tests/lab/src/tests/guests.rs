@@ -123,12 +123,12 @@ fn nested() -> Vec<Test> {
         script(format!("nested_{name}_{kind}"), shape, "nested.sh", arguments)
     };
     let (uml, qemu) = (Kind::Uml, Kind::Qemu);
-    let all = &["verbs", "long", "programs", "replug=20", "kill"];
+    let all = &["verbs", "replug=20", "kill", "long", "programs"];
     vec![
         of("verbs_hca", uml, 2, 2, &["verbs", "programs", "replug=1", "kill"]),
         of("verbs_hca_long", uml, 2, 2, all).long(),
         of("verbs_hca_long", qemu, 2, 2, all).long(),
-        of("verbs_hca_measured", qemu, 1, 1, &["verbs", "measure"]).long(),
+        of("verbs_hca_measured", qemu, 1, 1, &["verbs", "touched", "measure=5"]).long(),
         of("soft_hca", qemu, 1, 2, &["soft", "long", "programs", "kill"]).long(),
     ]
 }
