@@ -22,14 +22,16 @@ fn an_hca_that_goes_takes_everything_along_and_one_that_comes_is_used_anew() -> 
     for _ in 0..3 {
         pair.ping()?;
         pair.b.recv_cq.arm(false);
-        let generation = pair.a.vm.config()?.hca_generation.get();
+        // Each device counts from a number of its own.
+        let (of_a, of_b) = (pair.a.vm.config()?, pair.b.vm.config()?);
+        let generations = [of_a.hca_generation.get(), of_b.hca_generation.get()];
         // With work in flight.
         for _ in 0..20 {
             let sges = [pair.a.mr.sge(0, 65_536)];
             pair.qa.post_send(&SendWr::write(1, &sges, pair.b.mr.remote(65_536)))?;
         }
         daemon.remove_hca()?;
-        for side in [&pair.a, &pair.b] {
+        for (side, generation) in [&pair.a, &pair.b].into_iter().zip(generations) {
             let event = side.driver.next_async_event(LONG)?.ok_or("no event")?;
             assert_eq!(event.event.get(), EVENT_HCA_REMOVED);
             let config = side.vm.config()?;
@@ -43,7 +45,7 @@ fn an_hca_that_goes_takes_everything_along_and_one_that_comes_is_used_anew() -> 
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(before, pair.b.buffer.read(0, 256 << 10), "stored into after it went");
         daemon.add_hca()?;
-        for side in [&pair.a, &pair.b] {
+        for (side, generation) in [&pair.a, &pair.b].into_iter().zip(generations) {
             let event = side.driver.next_async_event(LONG)?.ok_or("no event")?;
             assert_eq!(event.event.get(), EVENT_HCA_ADDED);
             let config = side.vm.config()?;
