@@ -262,7 +262,8 @@ impl Requester {
 
     /// The request of a READ, from the first byte that is missing, or of an atomic.
     fn send_read(&mut self, now: Instant, host: &mut impl Host, out: &mut Out<'_>) -> Sent {
-        if !self.window_is_open() {
+        // A loss asks for all of the responses again that are to come: no more than a window of them.
+        if !self.window_is_open() || self.read_psns >= self.window {
             return Sent::No;
         }
         let Some(path) = self.path else { return self.no_path(now, out) };
