@@ -91,7 +91,7 @@ fn main() -> Result<()> {
         let value = format!("1 in {every:.0}");
         lines.push(table::figure("doorbells in the stream", value, ">= 64", Some(every >= 64.0)));
     }
-    once(&pair, &wanted, &mut lines)?;
+    once(&cli, &pair, &wanted, &mut lines)?;
     if let Some(crowd) = &crowd {
         lines.extend(crowd.lines().into_iter().filter(|line| wanted(&line.name)));
     }
@@ -368,7 +368,12 @@ impl Further {
 }
 
 /// What is measured once, after the rest.
-fn once(pair: &Pair, wanted: &impl Fn(&str) -> bool, lines: &mut Vec<Line>) -> Result<()> {
+fn once(
+    cli: &Cli,
+    pair: &Pair,
+    wanted: &impl Fn(&str) -> bool,
+    lines: &mut Vec<Line>,
+) -> Result<()> {
     let idle = "idle daemon";
     if wanted(idle) {
         let share = setup::idle(Duration::from_secs(3));
@@ -378,7 +383,7 @@ fn once(pair: &Pair, wanted: &impl Fn(&str) -> bool, lines: &mut Vec<Line>) -> R
     for (name, shift) in [("register 1 GiB, 4 KiB pages", 12), ("register 1 GiB, 2 MiB pages", 21)]
     {
         if wanted(name) {
-            let times = setup::register_gib(&pair.b, shift, 15)?;
+            let times = setup::register_gib(&pair.b, shift, 15, !cli.shared)?;
             let times: Vec<f64> = times.iter().map(|t| t.as_nanos() as f64).collect();
             let median = table::quartiles(&times)[1];
             let value = table::nanoseconds(median);

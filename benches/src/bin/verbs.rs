@@ -73,7 +73,7 @@ fn main() -> Result<()> {
     let (mut lines, pp) = table::measure(&stage, cli.rounds, ping_pong, rows, show)?;
     eprintln!();
     for (name, shift) in [("register 1 GiB, 64 KiB runs", 16), ("register 1 GiB, 2 MiB runs", 21)] {
-        let times = setup::register_gib(&pair.b, shift, 7)?;
+        let times = setup::register_gib(&pair.b, shift, 7, false)?;
         let times: Vec<f64> = times.iter().map(|t| Duration::as_nanos(t) as f64).collect();
         let median = table::quartiles(&times)[1];
         let runs = f64::from(1u32 << (30 - shift));
