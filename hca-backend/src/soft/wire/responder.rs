@@ -3,7 +3,8 @@
 //! to be answered is queued. A request that came before is answered again; one that comes too early
 //! makes one NAK.
 //!
-//! How answers become packets is in `reply`.
+//! Requests with responses of their own are in `answered`, those that come again in `repeat`; how answers become
+//! packets is in `reply`.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -14,12 +15,14 @@ use rdma_midlayer::work::Flush;
 use super::counters::Both;
 use super::dcqcn::Notifier;
 use super::frame::Path;
-use super::headers::{Feth, Nak, Syndrome};
+use super::headers::{Nak, Syndrome};
 use super::opcode::Kind;
-use super::packet::{Packet, packets, within};
+use super::packet::Packet;
 use super::requester::MAX_MESSAGE;
 use super::timers;
 
+mod answered;
+mod repeat;
 mod reply;
 
 /// Bytes of a message whose pages must be there before it is begun.
@@ -540,106 +543,6 @@ impl Responder {
         Ok(packet.bth.psn.plus(1))
     }
 
-    fn on_read(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
-        let reth = packet.reth;
-        let len = u64::from(reth.len);
-        if !self.config.access.contains(Access::REMOTE_READ)
-            || len > MAX_MESSAGE
-            || !self.may_read_more()
-        {
-            return Err(Refusal::Invalid.into());
-        }
-        if len > 0 && !host.check(reth.rkey, reth.addr, len, Access::REMOTE_READ) {
-            return Err(Refusal::Access.into());
-        }
-        let ahead = len.min(AHEAD);
-        self.find_pages(host, (reth.rkey, reth.addr), (ahead, ahead), false)?;
-        let psn = packet.bth.psn;
-        let count = packets(len, self.config.mtu);
-        self.count_message();
-        self.keep(Resource::Read {
-            first: psn,
-            packets: count,
-            addr: reth.addr,
-            rkey: reth.rkey,
-            len,
-            srqn: packet.srqn,
-        });
-        self.replies.push_back(Reply::Read {
-            psn,
-            addr: reth.addr,
-            rkey: reth.rkey,
-            srqn: packet.srqn,
-            left: len,
-            started: false,
-            msn: self.msn,
-        });
-        Ok(psn.plus(count))
-    }
-
-    fn on_atomic(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
-        let eth = packet.atomic;
-        if !self.config.access.contains(Access::REMOTE_ATOMIC)
-            || !eth.addr.is_multiple_of(8)
-            || !self.may_read_more()
-        {
-            return Err(Refusal::Invalid.into());
-        }
-        let atomic = match packet.op.kind {
-            Kind::CmpSwap => Atomic::CmpSwap { compare: eth.compare, swap: eth.swap_add },
-            _ => Atomic::FetchAdd { add: eth.swap_add },
-        };
-        self.find_pages(host, (eth.rkey, eth.addr), (8, 8), true)?;
-        let original = host.atomic(eth.rkey, eth.addr, atomic)?;
-        let psn = packet.bth.psn;
-        self.count_message();
-        self.keep(Resource::Atomic { psn, original });
-        self.replies.push_back(Reply::Atomic { psn, original, msn: self.msn });
-        Ok(psn.plus(1))
-    }
-
-    fn on_atomic_write(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
-        let reth = packet.reth;
-        let word = <[u8; 8]>::try_from(packet.payload).map_err(|_| Refusal::Invalid)?;
-        if !self.config.access.contains(Access::REMOTE_WRITE)
-            || reth.len != 8
-            || !reth.addr.is_multiple_of(8)
-            || !self.may_read_more()
-        {
-            return Err(Refusal::Invalid.into());
-        }
-        self.find_pages(host, (reth.rkey, reth.addr), (8, 8), true)?;
-        host.atomic_write(reth.rkey, reth.addr, word)?;
-        Ok(self.placed(packet.bth.psn))
-    }
-
-    fn on_flush(&mut self, packet: &Packet<'_>, host: &mut impl Host) -> Result<Psn, No> {
-        let (feth, reth) = (packet.feth, packet.reth);
-        let length = u64::from(reth.len);
-        let right = |bit, right| if feth.placement & bit != 0 { right } else { Access::NONE };
-        let placement = right(Feth::GLOBAL, Access::FLUSH_GLOBAL)
-            | right(Feth::PERSISTENT, Access::FLUSH_PERSISTENT);
-        let sound = (1..=Feth::GLOBAL | Feth::PERSISTENT).contains(&feth.placement)
-            && feth.selectivity <= Feth::WHOLE_MR
-            && length <= MAX_MESSAGE;
-        if !sound || !self.config.access.contains(placement) || !self.may_read_more() {
-            return Err(Refusal::Invalid.into());
-        }
-        let whole_mr = feth.selectivity == Feth::WHOLE_MR;
-        if !host.flush(reth.rkey, reth.addr, &Flush { length, placement, whole_mr }) {
-            return Err(Refusal::Access.into());
-        }
-        Ok(self.placed(packet.bth.psn))
-    }
-
-    /// A FLUSH or an atomic write is done: it is answered like a READ of nothing (annex A19).
-    fn placed(&mut self, psn: Psn) -> Psn {
-        self.count_message();
-        self.keep(Resource::Placed { psn });
-        self.replies.push_back(Reply::Placed { psn, msn: self.msn });
-        psn.plus(1)
-    }
-
     /// Whether the pages under some memory that a peer names are there.
     fn find_pages(
         &self,
@@ -675,84 +578,6 @@ impl Responder {
             counters.inc(|c| &c.ack_deferred);
         }
         self.replies.push_back(Reply::Answer { psn, syndrome, msn: self.msn });
-    }
-
-    /// A request that was carried out before (IBA 9.7.5.1.5).
-    fn repeat(&mut self, packet: &Packet<'_>, counters: Both<'_>) {
-        let psn = packet.bth.psn;
-        match packet.op.kind {
-            Kind::Send | Kind::Write => {
-                let done = self.epsn.plus(0xff_ffff);
-                let says_it =
-                    |r: &Reply| matches!(r, Reply::Answer { psn, .. } if psn.since(done) >= 0);
-                if !self.replies.back().is_some_and(says_it) {
-                    self.answer(done, Syndrome::Ack, counters);
-                }
-            }
-            Kind::ReadRequest => self.repeat_read(packet),
-            Kind::CmpSwap | Kind::FetchAdd => {
-                let found = self.resources.iter().find_map(|r| match r {
-                    Resource::Atomic { psn: at, original } if *at == psn => Some(*original),
-                    _ => None,
-                });
-                if let Some(original) = found {
-                    self.insert(Reply::Atomic { psn, original, msn: self.msn });
-                }
-            }
-            Kind::AtomicWrite | Kind::Flush => {
-                let is_it = |r: &Resource| matches!(r, Resource::Placed { psn: at } if *at == psn);
-                if self.resources.iter().any(is_it) {
-                    self.insert(Reply::Placed { psn, msn: self.msn });
-                }
-            }
-            Kind::ReadResponse | Kind::Ack | Kind::AtomicAck | Kind::Cnp => {}
-        }
-    }
-
-    /// Part or all of a READ that was carried out: its responses are made again from there.
-    fn repeat_read(&mut self, packet: &Packet<'_>) {
-        let (psn, reth, mtu) = (packet.bth.psn, packet.reth, self.config.mtu as u64);
-        let same = |r: &&Resource| match **r {
-            Resource::Read { first, packets, addr, rkey, len, srqn } => {
-                let skip = u64::from(psn.plus(first.get().wrapping_neg()).get()) * mtu;
-                within(psn, first, packets)
-                    && (packet.srqn, reth.rkey) == (srqn, rkey)
-                    && reth.addr == addr.wrapping_add(skip)
-                    && skip + u64::from(reth.len) == len
-            }
-            Resource::Atomic { .. } | Resource::Placed { .. } => false,
-        };
-        let Some(Resource::Read { first, packets, .. }) = self.resources.iter().find(same).copied()
-        else {
-            return;
-        };
-        let of_it =
-            |r: &Reply| matches!(r, Reply::Read { psn, .. } if within(*psn, first, packets));
-        self.replies.retain(|reply| !of_it(reply));
-        self.insert(Reply::Read {
-            psn,
-            addr: reth.addr,
-            rkey: reth.rkey,
-            srqn: packet.srqn,
-            left: reth.len.into(),
-            started: false,
-            msn: self.msn,
-        });
-    }
-
-    /// Queues an answer before those of later requests. One of the same request is there once.
-    fn insert(&mut self, reply: Reply) {
-        let psn = reply.psn();
-        let at = self.replies.iter().position(|r| r.psn().since(psn) >= 0);
-        let at = at.unwrap_or(self.replies.len());
-        if self
-            .replies
-            .get(at)
-            .is_some_and(|r| r.psn() == psn && !matches!(r, Reply::Answer { .. }))
-        {
-            return;
-        }
-        self.replies.insert(at, reply);
     }
 }
 
