@@ -55,6 +55,8 @@ struct vrdma_odp {
 	struct work_struct fault_work;
 	struct mutex fault_lock; /* of `chunks` and `pfns` */
 	struct xarray chunks; /* by address / VRDMA_CHUNK_SIZE */
+	unsigned long num_chunks;
+	unsigned long sweep_at; /* as many chunks: those without pages are given up */
 	unsigned long pfns[VRDMA_CHUNK_PAGES]; /* of the fault that is being handled */
 };
 
@@ -79,6 +81,7 @@ static int vrdma_chunk_fault(struct vrdma_odp_chunk *chunk, u64 addr, u64 end,
 static int vrdma_chunk_map(struct vrdma_odp_chunk *chunk, u32 from, u32 to,
 			   const unsigned long *pfns);
 static struct vrdma_odp_chunk *vrdma_chunk_of(struct vrdma_mr *mr, u64 addr);
+static void vrdma_odp_sweep(struct vrdma_mr *mr);
 static void vrdma_chunk_free(struct vrdma_vdev *vd, struct vrdma_odp_chunk *chunk);
 static int vrdma_prefetch_find(struct vrdma_prefetch *prefetch, struct ib_pd *ibpd,
 			       const struct ib_sge *sge);
@@ -136,6 +139,7 @@ struct ib_mr *vrdma_odp_reg_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 io
 	init_completion(&odp->unused);
 	INIT_WORK(&odp->fault_work, vrdma_odp_fault_work);
 	mutex_init(&odp->fault_lock);
+	odp->sweep_at = 64;
 	xa_init(&odp->chunks);
 	mutex_init(&mr->lock);
 	mr->odp = odp;
@@ -541,6 +545,8 @@ static struct vrdma_odp_chunk *vrdma_chunk_of(struct vrdma_mr *mr, u64 addr)
 
 	if (chunk)
 		return chunk;
+	if (odp->num_chunks >= odp->sweep_at)
+		vrdma_odp_sweep(mr);
 	chunk = kzalloc(sizeof(*chunk), GFP_KERNEL_ACCOUNT);
 	if (!chunk)
 		return ERR_PTR(-ENOMEM);
@@ -565,12 +571,43 @@ static struct vrdma_odp_chunk *vrdma_chunk_of(struct vrdma_mr *mr, u64 addr)
 	if (err)
 		goto err_free;
 	err = xa_err(xa_store(&odp->chunks, index, chunk, GFP_KERNEL));
-	if (!err)
+	if (!err) {
+		odp->num_chunks++;
 		return chunk;
+	}
 	mmu_interval_notifier_remove(&chunk->notifier);
 err_free:
 	vrdma_chunk_free(vd, chunk);
 	return ERR_PTR(err);
+}
+
+/*
+ * Gives up the chunks that have no pages (any more): a process may fault in ever new places of all its
+ * addresses, and is to cost no more than the pages that it has. The MR's fault_lock is taken.
+ */
+static void vrdma_odp_sweep(struct vrdma_mr *mr)
+{
+	struct vrdma_odp *odp = mr->odp;
+	struct vrdma_odp_chunk *chunk;
+	unsigned long index;
+	u32 i;
+
+	xa_for_each(&odp->chunks, index, chunk) {
+		mutex_lock(&chunk->lock);
+		for (i = 0; i < chunk->num_pages; i++)
+			if (chunk->pfns[i] & HMM_PFN_VALID)
+				break;
+		mutex_unlock(&chunk->lock);
+		cond_resched();
+		if (i < chunk->num_pages)
+			continue;
+		/* Pages come under fault_lock only, so it stays empty. */
+		xa_erase(&odp->chunks, index);
+		odp->num_chunks--;
+		mmu_interval_notifier_remove(&chunk->notifier);
+		vrdma_chunk_free(vrdma_mr_vdev(mr), chunk);
+	}
+	odp->sweep_at = 2 * odp->num_chunks + 64;
 }
 
 /* No notifier is left that could use it. What the device had of it, it has no longer. */

@@ -95,17 +95,21 @@ class Loop:
         """Has all of the target written with a byte; does not wait."""
         fill(self.source, byte)
         for n in range(WRITES):
-            sge = SGE(self.source + n * PART, PART, self.source_mr.lkey)
-            wr = SendWR(n, opcode=e.IBV_WR_RDMA_WRITE, num_sge=1, sg=[sge],
-                        send_flags=e.IBV_SEND_SIGNALED)
-            wr.set_wr_rdma(self.mr.rkey, self.target + n * PART)
-            self.qps[0].post_send(wr)
+            self.post(n * PART, self.target + n * PART, PART)
 
-    def statuses(self):
+    def post(self, offset, to, length):
+        """Has bytes at an offset of the source written to an address."""
+        sge = SGE(self.source + offset, length, self.source_mr.lkey)
+        wr = SendWR(opcode=e.IBV_WR_RDMA_WRITE, num_sge=1, sg=[sge],
+                    send_flags=e.IBV_SEND_SIGNALED)
+        wr.set_wr_rdma(self.mr.rkey, to)
+        self.qps[0].post_send(wr)
+
+    def statuses(self, writes=WRITES):
         """Waits for the completions of `write`."""
         found = []
-        while len(found) < WRITES:
-            count, wcs = self.cq.poll(WRITES)
+        while len(found) < writes:
+            count, wcs = self.cq.poll(writes)
             found += [wc.status for wc in wcs[:count]]
         return found
 
@@ -173,12 +177,27 @@ def unmapped(loop, rounds):
         assert is_all(loop.target, n + 1)
 
 
+def scattered(loop, rounds):
+    """Pages far from one another come and go; where none is left, nothing is kept of them."""
+    step, places = 2 << 20, 100
+    far = anonymous(step * places)
+    for n in range(min(rounds, 4)):
+        fill(loop.source, n + 1, 8)
+        for place in range(places):
+            loop.post(0, far + place * step, 8)
+            assert loop.statuses(1) == [e.IBV_WC_SUCCESS]
+        assert all(is_all(far + place * step, n + 1, 8) for place in range(places))
+        gone(libc.madvise(far, step * places, DONTNEED))
+    gone(libc.munmap(far, step * places))
+
+
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 8
     for implicit in (False, True):
         loop = Loop(implicit)
         kind = "implicit" if implicit else "explicit"
-        for test in (given_back, copied, unmapped):
+        tests = [given_back, copied, unmapped]
+        for test in tests + [scattered] if implicit else tests:
             test(loop, rounds)
             print(f"{kind} {test.__name__}: ok", flush=True)
     print("odp: ok")

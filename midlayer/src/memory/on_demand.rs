@@ -17,6 +17,8 @@ use crate::rcu;
 /// Entries of a node of the table, and their bits.
 const ENTRIES: usize = 512;
 const BITS: u32 = 9;
+/// Most levels: for 2^52 pages.
+const LEVELS: usize = 6;
 
 /// In a slot beside the page's address, which is aligned to 4096 bytes: it may be read.
 const PRESENT: usize = 1;
@@ -62,8 +64,9 @@ impl Node {
 struct Change {
     /// Made by `Node::make`; freed with the table.
     nodes: Vec<*mut Node>,
-    /// Of `nodes`, empty and of the lowest level: no reader inside a guard sees them.
-    spare: Vec<*mut Node>,
+    /// Of `nodes`, by level, those that are empty and no reader inside a guard sees. Each serves at its
+    /// level again, so that a reader without a guard takes nothing in it for something else.
+    spare: [Vec<*mut Node>; LEVELS],
 }
 
 /// The table of the pages behind an address range.
@@ -107,7 +110,7 @@ impl Paging {
         }
         let pages = ((bytes - 1) >> shift) + 1;
         let mut depth = 1;
-        while depth * BITS < 64 && pages > 1 << (depth * BITS) {
+        while pages > 1 << (depth * BITS) {
             depth += 1;
         }
         Ok(Arc::new(Self {
@@ -244,14 +247,13 @@ impl Paging {
                 }
             }
             if node.used.load(Ordering::Relaxed) == 0 && self.depth > 1 {
-                self.unlink(page);
-                empty.push(leaf);
+                self.unlink(page, &mut empty);
             }
         }
         if !empty.is_empty() {
             // Readers may still be on their way through them; then they are for other pages.
             rcu::synchronize(cx);
-            change.spare.extend(empty);
+            empty.into_iter().for_each(|(level, node)| change.spare[level].push(node));
         }
     }
 
@@ -321,8 +323,8 @@ impl Paging {
 
     /// As `leaf`; makes what is missing, unless there were more than `most` nodes then.
     fn leaf_to_fill(&self, change: &mut Change, page: u64, most: u64) -> Option<&Node> {
-        let mut make = |leaf: bool| {
-            if leaf && let Some(spare) = change.spare.pop() {
+        let mut make = |level: u32| {
+            if let Some(spare) = change.spare[level as usize].pop() {
                 return Some(spare);
             }
             if change.nodes.len() as u64 >= most {
@@ -334,7 +336,7 @@ impl Paging {
         };
         let mut node = self.root.load(Ordering::Relaxed);
         if node.is_null() {
-            node = make(self.depth == 1)?;
+            node = make(self.depth - 1)?;
             self.root.store(node, Ordering::Release);
         }
         for level in (1..self.depth).rev() {
@@ -342,7 +344,7 @@ impl Paging {
             let place = &unsafe { &*node }.entries[entry(page, level)];
             node = place.load(Ordering::Relaxed) as *mut Node;
             if node.is_null() {
-                node = make(level == 1)?;
+                node = make(level - 1)?;
                 place.store(node as usize, Ordering::Release);
             }
         }
@@ -350,17 +352,27 @@ impl Paging {
         Some(unsafe { &*node })
     }
 
-    /// Takes the leaf of a page out of the table, which is not its root.
-    fn unlink(&self, page: u64) {
+    /// Takes the empty leaf of a page out of the table, and what is above it and empty then, but for the
+    /// root. They are told by their levels.
+    fn unlink(&self, page: u64, removed: &mut Vec<(usize, *mut Node)>) {
+        let mut way = [std::ptr::null_mut::<Node>(); LEVELS];
         let mut node = self.root.load(Ordering::Relaxed);
-        for level in (1..self.depth).rev() {
-            // SAFETY: a node lives as long as `self`; the leaf was found by this way.
-            let place = &unsafe { &*node }.entries[entry(page, level)];
-            if level == 1 {
-                place.store(0, Ordering::Release);
-                return;
+        for level in (0..self.depth).rev() {
+            way[level as usize] = node;
+            if level > 0 {
+                // SAFETY: a node lives as long as `self`; the leaf was found by this way.
+                let place = &unsafe { &*node }.entries[entry(page, level)];
+                node = place.load(Ordering::Relaxed) as *mut Node;
             }
-            node = place.load(Ordering::Relaxed) as *mut Node;
+        }
+        for level in 1..self.depth {
+            // SAFETY: as above.
+            let above = unsafe { &*way[level as usize] };
+            above.entries[entry(page, level)].store(0, Ordering::Release);
+            removed.push((level as usize - 1, way[level as usize - 1]));
+            if above.entries.iter().any(|e| e.load(Ordering::Relaxed) != 0) {
+                break;
+            }
         }
     }
 }

@@ -268,3 +268,70 @@ fn atomics_want_alignment_and_bounds() {
     assert_eq!(memory.with_atomic(0x1004, |_| ()), None);
     assert_eq!(memory.with_atomic(0x1040, |_| ()), None);
 }
+
+#[test]
+fn memory_on_demand_is_where_its_pages_are_and_nowhere_else() {
+    let cx = &crate::MaySleep::claim().unwrap();
+    let m = mapping(8 * 4096);
+    let paging = Paging::new(7, 12, 4 * 4096, [m.clone()]).unwrap();
+    let memory = UserMemory::on_demand(0x1000, 8200, 100, paging.clone()).unwrap();
+    let map = |first, page: usize, writable| {
+        paging.map(cx, first, [run(&m, page * 4096, 4096)], writable, 8).unwrap()
+    };
+    let pages = |first, count| Some(PageRange { first, count });
+    let mut byte = [0];
+    assert_eq!(memory.missing(0x1000, 8200, false), pages(0, 3));
+    assert_eq!(memory.read(0x1000, &mut byte), Err(OutOfRange));
+    assert!(map(1, 5, true));
+    assert_eq!(memory.missing(0x1000, 8200, false), pages(0, 3), "from the first to the last");
+    assert_eq!(memory.missing(0x1000 + 4096, 4000, true), pages(2, 1));
+    assert!(map(0, 2, false) && map(2, 3, true));
+    assert_eq!(memory.missing(0x1000, 8200, false), None);
+    assert_eq!(memory.missing(0x1000, 8200, true), pages(0, 1), "not to be written");
+    assert_eq!(memory.write(0x1000, &[1; 4000]), Err(OutOfRange));
+
+    // From its second page on, over a border.
+    memory.write(0x1000 + 3996, &[9; 4200]).unwrap();
+    let plain = UserMemory::new(0, 8 * 4096, 0, None, [run(&m, 0, 8 * 4096)]).unwrap();
+    let mut found = [0; 4200];
+    plain.read(5 * 4096, &mut found[..4096]).unwrap();
+    plain.read(3 * 4096, &mut found[4096..]).unwrap();
+    assert_eq!(found, [9; 4200]);
+    let add = |word: &AtomicU64| word.fetch_add(1, Ordering::SeqCst);
+    assert_eq!(memory.with_atomic(0x1000 + 3996 + 8, add), Some(0x0909_0909_0909_0909));
+    assert_eq!(memory.with_atomic(0x1000 + 4, add), None, "its page may not be written");
+
+    paging.unmap(cx, PageRange { first: 1, count: 1 });
+    assert_eq!(memory.missing(0x1000, 8200, false), pages(1, 1));
+    assert_eq!(memory.read(0x1000 + 3996, &mut byte), Err(OutOfRange));
+    assert!(plain.copy_from(0, &memory, 0x1000, 3996).is_ok(), "the others are there");
+    assert!(memory.copy_from(0x1000 + 3990, &plain, 0, 10).is_err());
+    let other = mapping(4096);
+    assert_eq!(paging.map(cx, 0, [run(&other, 0, 4096)], true, 8), Err(OutOfRange));
+    assert_eq!(paging.map(cx, 3, [run(&m, 0, 8192)], true, 8), Err(OutOfRange));
+    assert_eq!(paging.map(cx, 0, [run(&m, 8, 4096)], true, 8), Err(OutOfRange));
+}
+
+#[test]
+fn a_table_of_pages_costs_what_is_there_and_not_what_ever_was() {
+    let cx = &crate::MaySleep::claim().unwrap();
+    let m = mapping(4096);
+    let paging = Paging::new(1, 12, u64::MAX, [m.clone()]).unwrap();
+    let memory = UserMemory::on_demand(0, u64::MAX, 0, paging.clone()).unwrap();
+    let map = |page: u64, most| paging.map(cx, page, [run(&m, 0, 4096)], true, most).unwrap();
+    assert!(!map(0, 5), "six levels are needed");
+    for n in 0..40_u64 {
+        let page = n * 0x0001_0000_0003;
+        assert!(map(page, 6), "place {n}: what was given up serves again");
+        memory.write(page << 12, &[n as u8; 4096]).unwrap();
+        assert_eq!(memory.missing((page << 12) + 1, 4096, false).map(|p| p.first), Some(page + 1));
+        paging.unmap(cx, PageRange { first: page, count: 1 });
+        assert!(memory.missing(page << 12, 1, false).is_some());
+    }
+    assert!(paging.room() <= 11 * 512, "{}", paging.room());
+    for n in 0..20 {
+        assert!(map(n << 40, 6));
+    }
+    paging.unmap_all(cx);
+    assert!((0..20_u64).all(|n| memory.missing(n << 52, 1, false).is_some()));
+}
