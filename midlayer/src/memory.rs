@@ -18,7 +18,7 @@ mod on_demand;
 pub use on_demand::{PageRange, Paging};
 
 pub use builder::{Builder, PageBuilder};
-use copy::{Bulk, LONG, copy, copy_tail};
+use copy::{Bulk, LONG, copy, copy_tail, tail};
 pub use lines::{Lines, LinesView, Stretch};
 
 /// A range of this process's address space that holds consumer memory.
@@ -602,8 +602,25 @@ impl Span<'_> {
     /// Copies as much as both hold; the last bytes become visible last. Never sleeps.
     #[inline(always)]
     pub fn copy_from(&self, from: &Span<'_>) {
+        let len = self.len.min(from.len);
+        if len >= LONG {
+            return self.copy_long(from, len);
+        }
         // SAFETY: `span` found as many bytes in live mappings, which the borrows keep.
-        unsafe { copy(self.at, from.at, self.len.min(from.len)) }
+        unsafe { copy(self.at, from.at, len) }
+    }
+
+    /// `copy_from` of what both hold, and more than a word.
+    #[inline(never)]
+    fn copy_long(&self, from: &Span<'_>, len: usize) {
+        let head = len - tail(self.at as usize, len);
+        let mut bulk = Bulk::new();
+        // SAFETY: as in `copy_from`; the tail lies in one aligned word of the destination.
+        unsafe {
+            bulk.copy(self.at, from.at, head);
+            bulk.end();
+            copy_tail(self.at.add(head), from.at.add(head), len - head);
+        }
     }
 
     /// As `copy_from`, of bytes at hand.

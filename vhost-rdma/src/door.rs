@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rdma_midlayer::memory::UserMemory;
+use rdma_midlayer::memory::{Lines, UserMemory};
 use rdma_midlayer::rcu;
 use virtio_rdma_abi::doorbell::{UAR_BITMAP_OFFSET, UarHeader, VectorStatus};
 
@@ -19,7 +19,10 @@ use crate::qp::QpPath;
 use crate::srq::SrqPath;
 use crate::worker::{self, Worker};
 
-const SUMMARY: u64 = offset_of!(UarHeader, summary) as u64;
+const LINE: u64 = 64;
+/// Words of 64 bits in a UAR.
+const SUMMARY: usize = offset_of!(UarHeader, summary) / 8;
+const BITMAP: usize = UAR_BITMAP_OFFSET as usize / 8;
 const STATUS_BYTES: u64 = size_of::<VectorStatus>() as u64;
 
 /// Who rings with a slot of a UAR.
@@ -32,20 +35,23 @@ pub enum Slot {
 
 /// A user access region.
 pub struct Uar {
-    memory: UserMemory,
+    /// The header, and the bitmap behind it.
+    lines: Lines,
     slots: rcu::Table<Slot>,
 }
 
 impl Uar {
-    /// A region in `memory`, under the addresses from 0.
-    pub fn new(memory: UserMemory) -> Self {
-        let slots = (memory.len() - u64::from(UAR_BITMAP_OFFSET)) * 8;
-        Self { memory, slots: rcu::Table::new(slots as usize) }
+    /// A region in `memory`, under the addresses from 0. `None` if it can't be one.
+    pub fn new(memory: UserMemory) -> Option<Self> {
+        let bitmap = memory.len().checked_sub(UAR_BITMAP_OFFSET.into())?;
+        let lines = u32::try_from(memory.len() / LINE).ok()?;
+        let lines = Lines::new(&Arc::new(memory), 0, lines)?;
+        Some(Self { lines, slots: rcu::Table::new(bitmap as usize * 8) })
     }
 
     /// Slots that the region has.
     pub fn num_slots(&self) -> u64 {
-        (self.memory.len() - u64::from(UAR_BITMAP_OFFSET)) * 8
+        (self.memory().len() - u64::from(UAR_BITMAP_OFFSET)) * 8
     }
 
     /// Who rings, by slot.
@@ -55,18 +61,23 @@ impl Uar {
 
     /// Its memory.
     pub fn memory(&self) -> &UserMemory {
-        &self.memory
+        self.lines.memory()
+    }
+
+    /// Word number `n` of the region.
+    #[inline]
+    fn word(&self, n: usize) -> Option<&AtomicU64> {
+        Some(&self.lines.get((n / 8) as u32)?[n % 8])
     }
 
     fn is_pending(&self) -> bool {
-        self.memory.atomic_u64(SUMMARY).is_some_and(|s| Word64::load(s, Ordering::Relaxed) != 0)
+        self.word(SUMMARY).is_some_and(|s| Word64::load(s, Ordering::Relaxed) != 0)
     }
 
+    #[inline]
     fn take_pending(&self, budget: &mut u32) {
-        let Some(summary) = self.memory.atomic_u64(SUMMARY) else { return };
-        let word = |i: usize| -> Option<&AtomicU64> {
-            self.memory.atomic_u64(u64::from(UAR_BITMAP_OFFSET) + i as u64 * 8)
-        };
+        let Some(summary) = self.word(SUMMARY) else { return };
+        let word = |i: usize| self.word(BITMAP + i);
         doorbell::take_pending(summary, word, budget, |slot| {
             let guard = rcu::enter();
             match self.slots.get(slot as usize, &guard) {

@@ -15,6 +15,11 @@ const QUEUE_BUDGET: usize = 16;
 const BUSY_VISITS: usize = 32;
 /// Other queues of a VM that are looked at in one round.
 const QUIET_VISITS: usize = 4;
+/// While a VM's busy queues have work, its other ones are looked at once in so many rounds.
+const BUSY_ROUNDS: u64 = 4;
+/// Looks at busy queues between two rounds that find nothing: a round looks at more than those, and news
+/// come there mostly.
+const LOOKS_AGAIN: usize = 16;
 /// Rounds without news after which a queue is no longer a busy one.
 const BUSY_PATIENCE: u64 = 64;
 /// Rounds without news after which a queue is no longer polled while others are.
@@ -88,12 +93,31 @@ impl<Q: Queue> Shares<Q> {
         self.round += 1;
         let mut worked = false;
         for share in &mut self.vms {
-            worked |= share.busy_turns(room, self.round);
-            if !share.quiet.is_empty() {
+            let busy = share.busy_turns(room, self.round);
+            worked |= busy;
+            let look = !busy || self.round.is_multiple_of(BUSY_ROUNDS);
+            if look && !share.quiet.is_empty() {
                 worked |= share.quiet_turns(room, self.round);
             }
         }
         worked
+    }
+
+    /// After a round without news: looks a few times more at the busy queues, if they are few. Whether
+    /// anything was done.
+    #[inline]
+    pub fn look_again(&mut self, room: &mut Q::Room) -> bool {
+        let busy = self.vms.iter().map(|share| share.busy.len()).sum();
+        let mut left = LOOKS_AGAIN;
+        while busy > 0 && left >= busy {
+            left -= busy;
+            for share in &mut self.vms {
+                if share.busy_turns(room, self.round) {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// The number of the last round.
@@ -271,6 +295,29 @@ mod tests {
         queues[37].waiting.set(3);
         rounds(&mut shares, 100 / QUIET_VISITS + 1);
         assert_eq!(queues[37].done.get(), 3);
+    }
+
+    #[test]
+    fn busy_queues_are_looked_at_again_if_they_are_few_and_quiet_ones_beside_them_not_forgotten() {
+        let mut shares = Shares::default();
+        let (busy, quiet) = (fake(1, 1, 0), fake(1, 1, 0));
+        shares.add(quiet.clone());
+        rounds(&mut shares, 100);
+        shares.add(busy.clone());
+        let looks = || (busy.looked_at.get(), quiet.looked_at.get());
+        let before = looks();
+        assert!(!shares.look_again(&mut ()));
+        assert_eq!(looks(), (before.0 + LOOKS_AGAIN, before.1));
+        busy.waiting.set(MANY);
+        assert!(shares.look_again(&mut ()));
+        assert_eq!(looks(), (before.0 + LOOKS_AGAIN + 1, before.1));
+        quiet.waiting.set(1);
+        rounds(&mut shares, BUSY_ROUNDS as usize);
+        assert_eq!(quiet.done.get(), 1);
+        let many: Vec<_> = (0..LOOKS_AGAIN).map(|_| fake(2, 1, 0)).collect();
+        many.iter().for_each(|queue| shares.add(queue.clone()));
+        let before = looks();
+        assert!(!shares.look_again(&mut ()) && looks() == before);
     }
 
     #[test]

@@ -460,7 +460,7 @@ impl Loop {
             qp.poll_send();
             self.active.add(qp);
         }
-        worked |= self.active.round(&mut self.room);
+        worked |= self.active.round(&mut self.room) || self.active.look_again(&mut self.room);
         self.deadline = None;
         for poller in &self.shared.pollers {
             let turn = poller.poll(now, POLLER_BUDGET);

@@ -425,13 +425,36 @@ impl<'g> Finder<'g> {
 
     #[inline(never)]
     fn look_up(&mut self, key: u32, addr: u64, len: u64, access: Access) -> Option<Span<'g>> {
+        let (memory, allowed) = self.plain(key, access)?;
+        let seen = memory.stretch(addr)?;
+        (self.key, self.access, self.seen) = (key, allowed, seen);
+        seen.span(addr, len)
+    }
+
+    /// As `span`, of memory that need not lie together.
+    #[inline(never)]
+    pub(crate) fn memory(
+        &self,
+        key: u32,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> Option<&'g UserMemory> {
+        let (memory, _) = self.plain(key, access)?;
+        (memory.paging().is_none() && memory.contains(addr, len)).then_some(memory)
+    }
+
+    /// The memory of a plain MR that may be used so, and all that the key allows.
+    #[inline(always)]
+    fn plain(&self, key: u32, access: Access) -> Option<(&'g UserMemory, Access)> {
         let entry = self.mrs.entry(key, self.guard)?;
         if entry.pd != self.pd || !entry.access.contains(access) {
             return None;
         }
-        let Memory::One(memory) = &entry.memory else { return None };
-        (self.key, self.access, self.seen) = (key, entry.access, memory.stretch(addr)?);
-        self.seen.span(addr, len)
+        match &entry.memory {
+            Memory::One(memory) => Some((memory, entry.access)),
+            _ => None,
+        }
     }
 }
 

@@ -62,7 +62,7 @@ unsafe fn copy_line(to: *mut u8, from: *const u8) {
 /// Bytes of the tail of `len` bytes at `to`: those that are to become visible last. From the last
 /// 8-byte boundary of the destination on, so an aligned word is whole.
 #[inline]
-fn tail(to: usize, len: usize) -> usize {
+pub(super) fn tail(to: usize, len: usize) -> usize {
     if len == 0 { 0 } else { ((to.wrapping_add(len - 1) & 7) + 1).min(len) }
 }
 

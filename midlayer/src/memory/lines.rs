@@ -5,7 +5,7 @@
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::{Layout, Span, UserMemory};
 
@@ -60,6 +60,14 @@ impl Lines {
     #[inline(always)]
     pub fn get(&self, n: u32) -> Option<&[AtomicU64; 8]> {
         self.view().get(n)
+    }
+
+    /// Line number `n` as words of 32 bits.
+    #[inline(always)]
+    pub fn get32(&self, n: u32) -> Option<&[AtomicU32; 16]> {
+        let line = std::ptr::from_ref(self.view().get(n)?);
+        // SAFETY: the same 64 bytes, which are aligned for either.
+        Some(unsafe { &*line.cast() })
     }
 
     /// The same lines, for loops: what they look at stays in registers, whatever is read in between.
@@ -134,9 +142,10 @@ impl<'a> Stretch<'a> {
 impl UserMemory {
     /// The page round `addr`, or what else of the memory is certain to lie together with it in the host.
     /// `None` if `addr` is not in it, and in memory on demand. Never sleeps.
+    #[inline]
     pub fn stretch(&self, addr: u64) -> Option<Stretch<'_>> {
-        let at = addr.checked_sub(self.start)?;
-        if !self.contains(addr, 1) {
+        let at = addr.wrapping_sub(self.start);
+        if at >= self.length {
             return None;
         }
         // Offsets of the first byte and of the end, and where the first byte is.
@@ -150,14 +159,19 @@ impl UserMemory {
                 (first, end, base.wrapping_add((first + offset - page) as usize))
             }
             Layout::Runs(runs) => {
-                // `contains` found a run here.
-                let (first, len, base) = runs[runs.partition_point(|(first, ..)| *first <= at) - 1];
+                let run = runs.partition_point(|(first, ..)| *first <= at).checked_sub(1)?;
+                let (first, len, base) = runs[run];
                 (first, (first + len).min(self.length), base)
             }
             // A page may be gone in the next moment.
             Layout::OnDemand { .. } => return None,
         };
-        let (start, len) = (self.start + first, end - first);
-        Some(Stretch { start, len, at: host, memory: PhantomData })
+        // Behind a run there may be a hole.
+        (at < end).then_some(Stretch {
+            start: self.start + first,
+            len: end - first,
+            at: host,
+            memory: PhantomData,
+        })
     }
 }

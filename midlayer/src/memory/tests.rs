@@ -221,6 +221,8 @@ fn the_lines_of_a_ring_are_those_of_its_memory() {
             for n in 0..count {
                 let line = memory.line(at + 64 * u64::from(n)).unwrap();
                 assert!(std::ptr::eq(lines.get(n).unwrap(), line), "line {n} from {at}");
+                let words = lines.get32(n).unwrap();
+                assert!(std::ptr::addr_eq(words, line) && size_of_val(words) == size_of_val(line));
             }
             assert!(lines.get(count).is_none() && lines.get(u32::MAX).is_none());
         }

@@ -126,7 +126,7 @@ impl Call<'_> {
         }
         let region = memory.resolve(&request.pages, 0, 0, length)?;
         let number = session.new_uarn();
-        session.uars.insert(number, Arc::new(Uar::new(region)));
+        session.uars.insert(number, Arc::new(Uar::new(region).ok_or(INVALID)?));
         session.change_door(cx);
         number_answer(number)
     }

@@ -18,11 +18,15 @@ use super::{Count, phase_of};
 use crate::clock;
 use crate::doorbell::{self, Machine};
 
-const CONSUMER: u64 = offset_of!(CqGuestLine, consumer) as u64;
-const ARM: u64 = offset_of!(CqGuestLine, arm) as u64;
-const DEVICE_LINE: u64 = size_of::<CqGuestLine>() as u64;
-const FIRED: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, fired) as u64;
-const STATE: u64 = DEVICE_LINE + offset_of!(CqDeviceLine, state) as u64;
+// Lines of the buffer.
+const GUEST_LINE: u32 = 0;
+const DEVICE_LINE: u32 = 1;
+const FIRST_CQE: u32 = CQ_RING_OFFSET / CQE_BYTES;
+// Words of 32 bits in their lines.
+const CONSUMER: usize = offset_of!(CqGuestLine, consumer) / 4;
+const ARM: usize = offset_of!(CqGuestLine, arm) / 4;
+const FIRED: usize = offset_of!(CqDeviceLine, fired) / 4;
+const STATE: usize = offset_of!(CqDeviceLine, state) / 4;
 
 // The words of a CQE, as `push` writes them; each is a line.
 const _: () = {
@@ -37,6 +41,7 @@ const _: () = {
 
 /// A completion queue in guest memory.
 pub struct CqRing {
+    /// Of the whole buffer.
     lines: Lines,
     entries: u32,
     produced: AtomicU32,
@@ -70,7 +75,7 @@ impl CqRing {
     /// memory is less than `bytes(entries)`.
     pub fn new(memory: &Arc<UserMemory>, entries: u32, stamps: bool) -> Option<Self> {
         Some(Self {
-            lines: Lines::new(memory, CQ_RING_OFFSET.into(), entries)?,
+            lines: Lines::new(memory, 0, FIRST_CQE + entries)?,
             entries,
             produced: AtomicU32::new(0),
             consumed: AtomicU32::new(0),
@@ -154,7 +159,7 @@ impl CqRing {
 
     /// Tells the driver that the CQ has overflowed.
     pub fn mark_overflowed(&self) {
-        if let Some(state) = self.lines.memory().atomic_u32(STATE) {
+        if let Some(state) = self.word(DEVICE_LINE, STATE) {
             state.store(CQ_STATE_OVERFLOW.to_le(), Ordering::Release);
         }
     }
@@ -162,7 +167,7 @@ impl CqRing {
     /// Writes slot `n`, its last word last.
     #[inline(always)]
     fn put(&self, n: u32, body: [u64; 7], last: u64) -> Option<()> {
-        let line = self.lines.get(n & (self.entries - 1))?;
+        let line = self.lines.get(FIRST_CQE + (n & (self.entries - 1)))?;
         for (to, word) in line.iter().zip(body) {
             to.store(word.to_le(), Ordering::Relaxed);
         }
@@ -177,6 +182,12 @@ impl CqRing {
             let last = u64::from(WC_OP_RESIZE) << 40 | phase_of(n, self.entries) << 56;
             let _ = self.put(n, [0; 7], last);
         }
+    }
+
+    /// A word of one of the first lines.
+    #[inline]
+    fn word(&self, line: u32, word: usize) -> Option<&AtomicU32> {
+        self.lines.get32(line)?.get(word)
     }
 
     /// Free-running count of the CQEs written.
@@ -198,7 +209,7 @@ impl CqRing {
     /// Reads the driver's count.
     #[cold]
     fn look(&self, n: u32) -> bool {
-        let Some(word) = self.lines.memory().atomic_u32(CONSUMER) else { return false };
+        let Some(word) = self.word(GUEST_LINE, CONSUMER) else { return false };
         let consumed = u32::from_le(word.load(Ordering::Acquire));
         self.consumed.store(consumed, Ordering::Relaxed);
         n.wrapping_sub(consumed) < self.entries
@@ -208,18 +219,17 @@ impl CqRing {
     /// Returns the arm sequence that the event answers.
     pub fn take_arm(&self, solicited: bool) -> Option<u32> {
         let fired = self.fired.load(Ordering::Relaxed);
-        let arm =
-            doorbell::armed::<Machine>(self.lines.memory().atomic_u32(ARM)?, fired, solicited)?;
+        let arm = doorbell::armed::<Machine>(self.word(GUEST_LINE, ARM)?, fired, solicited)?;
         // The thread of a resize may be at it too: one of them tells.
         self.fired.compare_exchange(fired, arm, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        self.lines.memory().atomic_u32(FIRED)?.store(arm.to_le(), Ordering::Release);
+        self.word(DEVICE_LINE, FIRED)?.store(arm.to_le(), Ordering::Release);
         Some(arm)
     }
 
     /// After CQEs were written: whether the driver may want an event for them.
     #[inline]
     pub fn is_armed(&self) -> bool {
-        let Some(arm) = self.lines.memory().atomic_u32(ARM) else { return false };
+        let Some(arm) = self.word(GUEST_LINE, ARM) else { return false };
         let fired = self.fired.load(Ordering::Relaxed);
         doorbell::armed::<Machine>(arm, fired, true).is_some()
     }
@@ -269,7 +279,7 @@ mod tests {
     }
 
     fn consume(ring: &CqRing, count: u32) {
-        ring.memory().atomic_u32(CONSUMER).unwrap().store(count, Ordering::Release);
+        ring.word(GUEST_LINE, CONSUMER).unwrap().store(count, Ordering::Release);
     }
 
     #[test]
@@ -291,7 +301,7 @@ mod tests {
                 assert_eq!(word(&b, n, 3) != 0, stamps);
             }
             assert_eq!(b.push_sent(1, 1, WcOpcode::Send, Qpn(1), 0), Err(Overflow));
-            assert_eq!(b.memory().atomic_u32(STATE).unwrap().load(Ordering::Relaxed), 1);
+            assert_eq!(b.word(DEVICE_LINE, STATE).unwrap().load(Ordering::Relaxed), 1);
             assert_eq!(b.counts().completions.get(), 4);
         }
     }
@@ -317,7 +327,7 @@ mod tests {
             ring.push(&wc(n, WcOpcode::Send)).unwrap();
         }
         assert_eq!(ring.push(&wc(4, WcOpcode::Send)), Err(Overflow));
-        assert_eq!(ring.memory().atomic_u32(STATE).unwrap().load(Ordering::Relaxed), 1);
+        assert_eq!(ring.word(DEVICE_LINE, STATE).unwrap().load(Ordering::Relaxed), 1);
     }
 
     #[test]
@@ -359,8 +369,7 @@ mod tests {
     #[test]
     fn one_event_for_each_arming_and_only_a_solicited_one_if_asked_so() {
         let ring = ring();
-        let arm =
-            |value: u32| ring.memory().atomic_u32(ARM).unwrap().store(value, Ordering::Release);
+        let arm = |value: u32| ring.word(GUEST_LINE, ARM).unwrap().store(value, Ordering::Release);
         assert_eq!(ring.take_arm(true), None, "not armed at first");
         arm(2);
         assert_eq!(ring.take_arm(false), Some(2));

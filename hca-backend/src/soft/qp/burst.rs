@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The commonest requests in a straight line, many under one hold of the locks: RDMA WRITEs and READs
-//! of one range or of inline bytes, and SENDs of such into one range, at a peer that answered before.
+//! of one SGE or of inline bytes, and SENDs of such into one SGE, at a peer that answered before.
 //! Nothing here fails: what is in any way unusual is left, untouched, to `execute`, which finds out.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use rdma_midlayer::memory::Span;
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{Access, Psn, QpState, QpType, Qpn, WcOpcode, WcStatus, WrOpcode};
 use rdma_midlayer::work::{
-    SHORT_INLINE, SendFlags, ShortData, ShortRecv, ShortWr, WcFlags, WorkCompletion,
+    SHORT_INLINE, SendFlags, Sge, ShortData, ShortRecv, ShortWr, WcFlags, WorkCompletion,
 };
 
 use super::execute::packets;
@@ -22,6 +22,10 @@ use crate::soft::keys::Finder;
 
 /// Most WRs that the locks are held for.
 pub(super) const BURST: usize = 16;
+
+/// Bytes after which a burst ends: what the locks are held for at the most. Of long WRs a few are done
+/// together, since a lock waits for the completion before it to reach the other core.
+const LIMIT: u64 = 4 * PIECE;
 
 /// What a burst came to.
 pub(super) struct Done {
@@ -114,7 +118,7 @@ impl<'a> Run<'a> {
         self.psn = self.psn.plus(packets(len, self.mtu));
         self.done.count += 1;
         self.done.bytes += len;
-        self.full |= self.done.bytes >= PIECE;
+        self.full |= self.done.bytes >= LIMIT;
         if (self.signal_all || wr.flags.contains(SendFlags::SIGNALED))
             && let Some(sent) = &mut self.sent
         {
@@ -138,6 +142,33 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// `send` to what a key of the peer's names, where host pages part one of the ranges.
+    #[inline(never)]
+    fn send_parted(&mut self, data: &ShortData, (key, addr): (u32, u64), access: Access) -> bool {
+        let len = data.len().into();
+        let Some(to) = self.theirs.memory(key, addr, len, access) else { return false };
+        match data {
+            ShortData::Sge(sge) => {
+                let from = self.ours.memory(sge.lkey.0, sge.addr, len, Access::NONE);
+                from.is_some_and(|from| to.copy_from(addr, from, sge.addr, len).is_ok())
+            }
+            ShortData::Inline(bytes, len) => {
+                to.write(addr, &bytes[..usize::from(*len).min(SHORT_INLINE)]).is_ok()
+            }
+        }
+    }
+
+    /// A READ where host pages part one of the ranges.
+    #[inline(never)]
+    fn read_parted(&mut self, wr: &ShortWr, sge: &Sge) -> bool {
+        let (key, addr, len) = (wr.rkey.0, wr.remote_addr, sge.length.into());
+        let Some(from) = self.theirs.memory(key, addr, len, Access::REMOTE_READ) else {
+            return false;
+        };
+        let to = self.ours.memory(sge.lkey.0, sge.addr, len, Access::LOCAL_WRITE);
+        to.is_some_and(|to| to.copy_from(sge.addr, from, addr, len).is_ok())
+    }
+
     /// WRITEs, as many as follow each other.
     #[inline(never)]
     fn writes(&mut self) {
@@ -146,6 +177,7 @@ impl<'a> Run<'a> {
             let done = self.usual.length(&wr.data).filter(|&len| {
                 let to = self.theirs.span(key, addr, len, Access::REMOTE_WRITE);
                 to.is_some_and(|to| self.send(&wr.data, &to))
+                    || self.send_parted(&wr.data, (key, addr), Access::REMOTE_WRITE)
             });
             match done {
                 Some(len) => self.finish(wr, len, 0),
@@ -163,6 +195,7 @@ impl<'a> Run<'a> {
                 let from = self.theirs.span(wr.rkey.0, wr.remote_addr, len, Access::REMOTE_READ);
                 let to = self.ours.span(sge.lkey.0, sge.addr, len, Access::LOCAL_WRITE);
                 to.zip(from).map(|(to, from)| to.copy_from(&from)).is_some()
+                    || self.read_parted(wr, sge)
             });
             match done {
                 Some(len) => self.finish(wr, len, wr.data.len()),
@@ -206,8 +239,11 @@ impl<'a> Incoming<'a> {
         if u64::from(wqe.sge.length) < len {
             return false;
         }
-        let place = run.theirs.span(wqe.sge.lkey.0, wqe.sge.addr, len, Access::LOCAL_WRITE);
-        if !place.is_some_and(|place| run.send(&wr.data, &place)) {
+        let (key, addr) = (wqe.sge.lkey.0, wqe.sge.addr);
+        let place = run.theirs.span(key, addr, len, Access::LOCAL_WRITE);
+        if !place.is_some_and(|place| run.send(&wr.data, &place))
+            && !run.send_parted(&wr.data, (key, addr), Access::LOCAL_WRITE)
+        {
             return false;
         }
         self.used += 1;
@@ -248,7 +284,7 @@ impl<'a> Incoming<'a> {
 
 impl Qp {
     /// Carries out as many of `wrs` as are as usual, in order. The QP was in RTS and had nothing else to
-    /// do; its requester is locked. Never sleeps; bounded by `BURST` WRs and `PIECE` bytes, and what a
+    /// do; its requester is locked. Never sleeps; bounded by `BURST` WRs and `LIMIT` bytes, and what a
     /// single WR may have.
     pub(super) fn burst(&self, r: &mut Requester, wrs: &[ShortWr], guard: &Guard) -> Done {
         let Requester { attr, link, cq, .. } = r;
