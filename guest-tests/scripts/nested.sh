@@ -128,10 +128,10 @@ programs() {
     done
 }
 
-# load: perftest without an end between $SERVER and $CLIENT, until something is on its way. Guests
+# load [SIZE]: perftest without an end between $SERVER and $CLIENT, until something is on its way. Guests
 # inside listen to what their device says.
 load() {
-    local address=ADDR_$SERVER
+    local address=ADDR_$SERVER size=${1:-4096}
     load='' watch=''
     if [[ $GUEST_LEVEL == 2 ]]; then
         stdbuf -oL ibv_asyncwatch -d "$device" > watch.log 2>&1 &
@@ -139,7 +139,7 @@ load() {
         until_true 60 "nobody watches" test -s watch.log
     fi
     if takes_part; then
-        local command=(ib_write_bw "${options[@]}" -d "$device" -x "$(my_gid)" -p 18515 --run_infinitely -s 4096)
+        local command=(ib_write_bw "${options[@]}" -d "$device" -x "$(my_gid)" -p 18515 --run_infinitely -s "$size")
         if [[ $GUEST_INDEX == "$SERVER" ]]; then
             "${command[@]}" > load.log 2>&1 &
             load=$!
@@ -246,11 +246,12 @@ alone() {
     done
 }
 
-# touched: how much of the memory of guests the daemon itself reads or writes while rxe moves data.
+# touched: how much of the memory of guests the daemon itself reads or writes while rxe moves messages of
+# a MiB: if it copied one, it would touch as much.
 touched() {
     SERVER=0
     CLIENT=$FIRST
-    load
+    load 1048576
     # Where the kernel marks pages so (UML's does not).
     if [[ $GUEST_INDEX == 0 && -e /proc/$daemon/clear_refs ]]; then
         local packets
@@ -260,8 +261,11 @@ touched() {
         awk -v packets=$(($(counter rxe0 rcvd_pkts) - packets)) '
             /^[0-9a-f]+-[0-9a-f]+ / { guest = /memfd/ }
             guest && $1 == "Referenced:" { kib += $2 }
-            END { print "touched: " kib " KiB of the memory of guests while rxe got " packets " packets" }
-        ' "/proc/$daemon/smaps"
+            END {
+                print "touched: " kib " KiB of the memory of guests while rxe got " packets " packets"
+                exit(packets < 512 || kib >= 512)
+            }
+        ' "/proc/$daemon/smaps" || fail "the daemon touches what it does not move, or nothing moves"
     fi
     lab-barrier touched
     unload
