@@ -147,6 +147,13 @@ fn interop() -> Vec<Test> {
         of("interop_rxe_finds_the_ports_right_uml", &rxe_alone, &["programs"]).long(),
         of("interop_programs_with_rxe_uml", &both, &["programs"]),
         of("interop_verifier_with_rxe_uml", &both, &["verifier"]),
+        script(
+            "interop_atomic_write_with_rxe_uml".into(),
+            both.clone(),
+            "interop-placement.py",
+            &[],
+        )
+        .long(),
         of("interop_connection_manager_with_rxe_uml", &both, &["cm"]),
         of("interop_perftest_by_the_connection_manager_uml", &both, &["cm-perftest"]).long(),
         of("interop_with_rxe_and_some_lost_frames_uml", &lossy, &["loss", "12"]),
