@@ -139,17 +139,38 @@ fn verbs_options(spec: &HcaSpec, with: &Surroundings<'_>) -> Result<verbs::Optio
             ("post", _) => {
                 return Err(OpenError::new(format!("post={value}: auto, direct, thread")));
             }
+            ("pin", "at-once") => options.pin = verbs::Pin::AtOnce,
+            ("pin", "on-use") => options.pin = verbs::Pin::OnUse { budget: u64::MAX },
+            ("pin", value) => match value.strip_prefix("on-use:").and_then(bytes) {
+                Some(budget) => options.pin = verbs::Pin::OnUse { budget },
+                None => {
+                    let text =
+                        format!("pin={value}: at-once, on-use, on-use:BYTES (like on-use:4G)");
+                    return Err(OpenError::new(text));
+                }
+            },
             // Read by `gid_map`.
             ("gids", _) => {}
             ("library", path) => options.library = Some(path.into()),
             _ => {
                 return Err(OpenError::new(format!(
-                    "unknown key '{key}': port, post, gids, library"
+                    "unknown key '{key}': port, post, pin, gids, library"
                 )));
             }
         }
     }
     Ok(options)
+}
+
+/// A number of bytes, with K, M or G behind it or nothing.
+fn bytes(text: &str) -> Option<u64> {
+    let (number, shift) = match text.char_indices().last()? {
+        (at, 'K') => (&text[..at], 10),
+        (at, 'M') => (&text[..at], 20),
+        (at, 'G') => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// A network's wire as the soft HCA sees it: the path MTU is what fits into `mtu` bytes of IP.

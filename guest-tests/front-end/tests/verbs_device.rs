@@ -31,6 +31,8 @@ mod init;
 mod kinds;
 #[path = "device/lifecycle.rs"]
 mod lifecycle;
+#[path = "device/local.rs"]
+mod local;
 #[path = "device/scribble.rs"]
 mod scribble;
 #[path = "device/stress.rs"]
@@ -53,7 +55,9 @@ fn hca() -> vhost_rdma::HcaSpec {
         std::fs::write(&path, lines.collect::<String>()).expect("the folder is there");
         path
     });
-    let text = format!("verbs:stub0,library={},gids={}", verbs_stub::PATH, map.display());
+    // The few MRs without remote rights are pinned on use: all others are as without that.
+    let text =
+        format!("verbs:stub0,library={},gids={},pin=on-use:64K", verbs_stub::PATH, map.display());
     text.parse().expect("a specification")
 }
 

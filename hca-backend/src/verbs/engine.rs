@@ -19,6 +19,7 @@ use super::ah::Path;
 use super::cq::Cq;
 use super::hca::Hca;
 use super::host::{Host, HostChannel};
+use super::on_use::OnUse;
 use super::qp::Qp;
 use super::srq::Srq;
 use super::wait::{Event, wait};
@@ -45,6 +46,8 @@ pub(crate) enum Job {
     Post(Arc<Qp>),
     /// Post the QP's new receive requests.
     PostReceives(Arc<Qp>),
+    /// Pin the MR.
+    Pin(Arc<OnUse>),
     /// Post the SRQ's new receive requests.
     PostShared(Arc<Srq>),
 }
@@ -295,6 +298,7 @@ impl Engine {
                     Job::Post(qp) => qp.post_staged(cx),
                     Job::PostReceives(qp) => qp.post_receives(),
                     Job::PostShared(srq) => srq.post_new(),
+                    Job::Pin(mr) => mr.pin(cx),
                 }
             }
             worked |= self.has_thread && self.lines[0].turn();

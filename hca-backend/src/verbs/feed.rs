@@ -15,6 +15,7 @@ use super::cq::RECV;
 use super::ffi::{ibv_recv_wr, ibv_sge};
 use super::pd::Pd;
 use super::queue::{Request, WorkQueue};
+use crate::soft::spin::SpinLock;
 
 /// Requests posted in one go.
 const BATCH: usize = 8;
@@ -33,6 +34,8 @@ pub(crate) struct Feed {
     inbox: Option<Arc<Inbox>>,
     max_wr: u32,
     state: AtomicU8,
+    /// A request whose memory is being pinned. Who pumps has it.
+    parked: SpinLock<Option<RecvWqe>>,
 }
 
 /// Requests that came by `post_recv`.
@@ -63,7 +66,15 @@ impl Feed {
             source.is_none().then(|| Arc::new(Inbox(ArrayQueue::new(max_wr.max(1) as usize))));
         let own = inbox.clone().map(|inbox| inbox as Arc<dyn RecvSource>);
         let source = source.or(own).unwrap_or_else(|| Arc::new(Inbox(ArrayQueue::new(1))));
-        Self { pd: pd.clone(), queue, source, inbox, max_wr, state: AtomicU8::new(IDLE) }
+        Self {
+            pd: pd.clone(),
+            queue,
+            source,
+            inbox,
+            max_wr,
+            state: AtomicU8::new(IDLE),
+            parked: SpinLock::new(None),
+        }
     }
 
     pub(crate) fn queue(&self) -> &Arc<WorkQueue> {
@@ -91,6 +102,7 @@ impl Feed {
         if let Some(inbox) = &self.inbox {
             while inbox.0.pop().is_some() {}
         }
+        *self.parked.lock() = None;
         self.queue.reset();
     }
 
@@ -156,7 +168,15 @@ impl Feed {
                     }
                 }
                 let list = &mut sges[count];
-                let (request, translated) = match self.source.take(&mut wqe) {
+                let parked = self.parked.lock().take();
+                let taken = match parked {
+                    Some(parked) => {
+                        wqe = parked;
+                        Ok(Taken::Wqe)
+                    }
+                    None => self.source.take(&mut wqe),
+                };
+                let (request, translated) = match taken {
                     Ok(Taken::Empty) => break,
                     Ok(Taken::Wqe) => {
                         let request = Request {
@@ -165,7 +185,14 @@ impl Feed {
                             opcode: RECV,
                             malformed: false,
                         };
-                        (request, self.pd.translate(wqe.sges(), list, &guard))
+                        match self.pd.translate(wqe.sges(), list, &self.queue, &guard) {
+                            Ok(translated) => (request, translated),
+                            // Whoever pins the memory calls again.
+                            Err(_) => {
+                                *self.parked.lock() = Some(wqe);
+                                break;
+                            }
+                        }
                     }
                     Err(MalformedWqe { wr_id, ticket }) => {
                         (Request { wr_id, ticket, opcode: RECV, malformed: true }, None)

@@ -16,6 +16,7 @@ use super::engine::Engine;
 use super::ffi::{self, ibv_sge};
 use super::gids::GidMap;
 use super::host::{Host, HostEvent, HostMr, HostPd};
+use super::on_use::Pins;
 use super::queue::{INDEX_BITS, WorkQueue};
 use super::{Died, cq, qp, srq};
 use crate::soft::numbers::{NumberPool, Reuse};
@@ -109,6 +110,8 @@ pub(crate) struct Hca {
     pub(crate) qps: Numbered<qp::Qp>,
     pub(crate) srqs: Numbered<srq::Srq>,
     pub(crate) gids: Arc<GidMap>,
+    /// MRs that are pinned on use, if any are.
+    pub(crate) pins: Option<Pins>,
     owners: Mutex<HashMap<(u64, Gid), Weak<Context>>>,
     sink: OnceLock<Arc<dyn EventSink>>,
     died: Option<Died>,
@@ -122,6 +125,7 @@ impl Hca {
         engine: Engine,
         limits: HostLimits,
         gids: Arc<GidMap>,
+        pins: Option<Pins>,
         died: Option<Died>,
     ) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
@@ -134,6 +138,7 @@ impl Hca {
             qps: Numbered::new(1 << 20),
             srqs: Numbered::new(1 << 20),
             gids,
+            pins,
             owners: Mutex::default(),
             sink: OnceLock::new(),
             died,

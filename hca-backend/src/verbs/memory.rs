@@ -22,7 +22,12 @@ use super::range::Range;
 const HOST_RIGHTS: u32 = 0x3f;
 
 /// Registers parts that follow each other under the address `start`. May sleep.
-fn register(pd: &Arc<HostPd>, start: u64, parts: &[Run], access: Access) -> Result<HostMr> {
+pub(crate) fn register(
+    pd: &Arc<HostPd>,
+    start: u64,
+    parts: &[Run],
+    access: Access,
+) -> Result<HostMr> {
     let len = parts.iter().map(|part| part.len).sum();
     let range = Range::of(start, parts)?;
     pd.reg_mr(range.first(), len, start, access.0 & HOST_RIGHTS).map_err(|errno| match errno {
@@ -203,9 +208,24 @@ pub(crate) struct DmaMr {
     rkey: AtomicU32,
 }
 
-struct Anchor {
-    _mr: HostMr,
+/// A registered page that nobody reaches: its key is no other MR's of the HCA.
+pub(crate) struct Anchor {
+    mr: HostMr,
     _page: Box<[u8; 8192]>,
+}
+
+impl Anchor {
+    pub(crate) fn new(pd: &Arc<HostPd>) -> Result<Self> {
+        let mut page = Box::new([0u8; 8192]);
+        let at = page.as_mut_ptr();
+        let at = at.wrapping_add(at.align_offset(4096));
+        let mr = pd.reg_mr(at, 4096, 0, 0).map_err(|errno| pd.host().error(errno))?;
+        Ok(Self { mr, _page: page })
+    }
+
+    pub(crate) fn key(&self) -> u32 {
+        self.mr.lkey()
+    }
 }
 
 impl DmaMr {
@@ -214,11 +234,8 @@ impl DmaMr {
         regions: &[UserMemory],
         access: Access,
     ) -> Result<Arc<Self>> {
-        let mut page = Box::new([0u8; 8192]);
-        let at = page.as_mut_ptr();
-        let at = at.wrapping_add(at.align_offset(4096));
-        let mr = pd.host().reg_mr(at, 4096, 0, 0).map_err(|errno| pd.host().host().error(errno))?;
-        let key = mr.lkey();
+        let anchor = Anchor::new(pd.host())?;
+        let key = anchor.key();
         let parts = dma_parts(pd, regions, access, &[])?;
         let rkey = sole_rkey(&parts);
         let number = pd.take_dma()?;
@@ -229,7 +246,7 @@ impl DmaMr {
             pd: pd.clone(),
             number,
             access,
-            anchor: Mutex::new(Some(Anchor { _mr: mr, _page: page })),
+            anchor: Mutex::new(Some(anchor)),
             key,
             rkey: AtomicU32::new(rkey),
         }))

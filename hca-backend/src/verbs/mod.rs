@@ -28,6 +28,7 @@ mod host;
 #[allow(unsafe_code, reason = "loads the library")]
 mod library;
 mod memory;
+mod on_use;
 mod pd;
 mod post;
 mod qp;
@@ -53,6 +54,7 @@ use ffi::{ibv_device_attr, ibv_qp_cap};
 use hca::{Hca, HostLimits};
 use host::{Host, HostChannel, HostCq, HostPd, HostQpSpec};
 use library::Library;
+use on_use::Pins;
 
 pub use gids::{GidMap, GidMapError, GidMapping, parse_gid};
 pub use library::OpenError;
@@ -72,6 +74,20 @@ pub enum Post {
     Thread,
 }
 
+/// When the memory of an MR without remote rights is pinned. That of others always is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pin {
+    /// When it is registered.
+    #[default]
+    AtOnce,
+    /// When a request names it first. It is let go of again when the limit of locked memory, or a budget,
+    /// is reached, and no request that names it may be under way.
+    OnUse {
+        /// Bytes to be pinned so. More are, if none can be let go of.
+        budget: u64,
+    },
+}
+
 /// How to open a verbs HCA.
 pub struct Options {
     /// Port, from 1. It is the tenants' port 1.
@@ -82,6 +98,8 @@ pub struct Options {
     pub pollers: usize,
     /// How requests reach the HCA.
     pub post: Post,
+    /// When memory is pinned.
+    pub pin: Pin,
     /// What the tenants' GIDs are on the wire.
     pub gids: Arc<GidMap>,
     /// Told once, from a thread of the driver's, when the device is gone. It leaves a note: it calls no
@@ -96,6 +114,7 @@ impl Default for Options {
             library: None,
             pollers: 1,
             post: Post::Auto,
+            pin: Pin::AtOnce,
             gids: Arc::default(),
             died: None,
         }
@@ -175,7 +194,11 @@ pub fn open(
         gid_tbl_len: bounds::GIDS,
     };
     let attr = device_attr(&found, max_inline);
-    let hca = Hca::new(host, engine, limits, options.gids, options.died)
+    let pins = match options.pin {
+        Pin::AtOnce => None,
+        Pin::OnUse { budget } => Some(Pins::new(budget)),
+    };
+    let hca = Hca::new(host, engine, limits, options.gids, pins, options.died)
         .map_err(failed("memory for the driver's own use", LOCKED))?;
     let threads = Threads::start(&hca).map_err(|error| OpenError::System {
         name: name.to_owned(),

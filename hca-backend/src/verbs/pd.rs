@@ -22,7 +22,9 @@ use super::ffi::{ibv_mw_bind_info, ibv_sge};
 use super::hca::lock;
 use super::host::{HostMr, HostMw, HostPd};
 use super::memory::{DmaKey, DmaMr, Mr};
+use super::on_use::{OnUse, Use};
 use super::qp::Qp;
+use super::queue::WorkQueue;
 use super::srq::Srq;
 use crate::soft::spin::SpinLock;
 
@@ -41,6 +43,8 @@ pub(crate) struct Pd {
     dma_end: AtomicUsize,
     dma_numbers: Mutex<[bool; MAX_DMA]>,
     paths: SpinLock<HashMap<ah::Key, Arc<Path>>>,
+    /// MRs that are pinned on use, by local key.
+    on_use: SpinLock<HashMap<u32, Arc<OnUse>>>,
     /// By local key: what windows may be bound to.
     bindable: SpinLock<HashMap<u32, Arc<HostMr>>>,
     /// By the index in their key.
@@ -76,6 +80,7 @@ impl Pd {
             dma_end: AtomicUsize::new(0),
             dma_numbers: Mutex::new([false; MAX_DMA]),
             paths: SpinLock::new(HashMap::new()),
+            on_use: SpinLock::new(HashMap::new()),
             bindable: SpinLock::new(HashMap::new()),
             windows: SpinLock::new(HashMap::new()),
         }))
@@ -128,6 +133,10 @@ impl Pd {
         lock(&self.dma_numbers)[number] = false;
     }
 
+    pub(crate) fn on_use(&self) -> &SpinLock<HashMap<u32, Arc<OnUse>>> {
+        &self.on_use
+    }
+
     pub(crate) fn bindable(&self) -> &SpinLock<HashMap<u32, Arc<HostMr>>> {
         &self.bindable
     }
@@ -176,40 +185,59 @@ impl Pd {
         ended.into_iter().for_each(|window| drop(sole(window.host)));
     }
 
-    /// The SGEs in the host's terms: keys to all memory are translated, and what crosses a region is
-    /// split. How many they are; none if they are too many or not in memory, which is for the HCA to
-    /// fail. Never sleeps.
+    /// The SGEs of a request that is about to be posted to `queue`, in the host's terms: keys to all memory
+    /// and to MRs that are pinned on use are translated, and what crosses a region is split. How many they
+    /// are; none if they are too many or not in memory, which is for the HCA to fail. Never sleeps.
+    ///
+    /// # Errors
+    /// `QueueFull`: an MR is being pinned; the queue is told when to try again.
     #[inline]
     pub(crate) fn translate(
         &self,
         sges: &[Sge],
         to: &mut [ibv_sge],
+        queue: &WorkQueue,
         guard: &Guard,
-    ) -> Option<usize> {
+    ) -> Result<Option<usize>> {
         let keys = self.dma_end.load(Ordering::Acquire);
-        if keys == 0 {
+        if keys == 0 && self.context.hca().pins.is_none() {
             if sges.len() > to.len() {
-                return None;
+                return Ok(None);
             }
             for (to, sge) in to.iter_mut().zip(sges) {
                 *to = ibv_sge { addr: sge.addr, length: sge.length, lkey: sge.lkey.0 };
             }
-            return Some(sges.len());
+            return Ok(Some(sges.len()));
         }
         let mut count = 0;
         for sge in sges {
             let key =
                 (0..keys).filter_map(|n| self.dma.get(n, guard)).find(|k| k.key() == sge.lkey.0);
-            match key {
-                Some(key) => count += key.split(sge, &mut to[count..])?,
-                None => {
-                    *to.get_mut(count)? =
-                        ibv_sge { addr: sge.addr, length: sge.length, lkey: sge.lkey.0 };
-                    count += 1;
-                }
+            if let Some(key) = key {
+                let Some(split) = key.split(sge, &mut to[count..]) else { return Ok(None) };
+                count += split;
+                continue;
             }
+            let Some(place) = to.get_mut(count) else { return Ok(None) };
+            let Some(lkey) = self.pinned(sge.lkey.0, queue)? else { return Ok(None) };
+            *place = ibv_sge { addr: sge.addr, length: sge.length, lkey };
+            count += 1;
         }
-        Some(count)
+        Ok(Some(count))
+    }
+
+    /// The host's key for a key that may be of an MR that is pinned on use; none if that can't be used.
+    fn pinned(&self, lkey: u32, queue: &WorkQueue) -> Result<Option<u32>> {
+        let hca = self.context.hca();
+        if hca.pins.is_none() {
+            return Ok(Some(lkey));
+        }
+        let Some(mr) = self.on_use.lock().get(&lkey).cloned() else { return Ok(Some(lkey)) };
+        match mr.request(hca, queue) {
+            Use::Key(lkey) => Ok(Some(lkey)),
+            Use::Later => Err(Error::QueueFull),
+            Use::Failed => Ok(None),
+        }
     }
 }
 
@@ -222,6 +250,9 @@ impl PdDriver for Pd {
     ) -> Result<Arc<dyn MrDriver>> {
         if memory.is_sparse() {
             return self.reg_dma_mr(cx, vec![memory], access);
+        }
+        if self.context.hca().pins.is_some() && OnUse::suits(access) {
+            return OnUse::register(&self.this()?, &memory, access);
         }
         Ok(Mr::register(&self.this()?, &memory, access)?)
     }

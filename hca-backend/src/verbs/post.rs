@@ -15,6 +15,7 @@ use rdma_midlayer::{Error, Result};
 use super::ah::{Ah, Path};
 use super::ffi::*;
 use super::pd::{Bound, Pd};
+use super::queue::WorkQueue;
 
 /// SGEs of a host's request: those of a consumer's, some of them split where regions of memory meet.
 pub(crate) const HOST_SGE: usize = MAX_SGE + 2;
@@ -52,14 +53,15 @@ pub(crate) fn empty_wr() -> ibv_send_wr {
 }
 
 /// Puts a request into the host's form; `sges` has room for `HOST_SGE`, `max_sge` is what the host's QP
-/// takes. Never sleeps.
+/// takes, `queue` where it is about to be posted. Never sleeps.
 ///
 /// # Errors
-/// `Invalid` or `Unsupported` for what makes no sense.
+/// `QueueFull` if it has to wait for memory to be pinned; `Invalid` or `Unsupported` for what makes no sense.
 #[inline]
 pub(crate) fn prepare(
     pd: &Pd,
     qp_type: QpType,
+    queue: &WorkQueue,
     wr: &SendWr<'_>,
     sges: &mut [ibv_sge],
     max_sge: usize,
@@ -76,7 +78,8 @@ pub(crate) fn prepare(
     let mut bind = None;
     let num_sge = match wr.data {
         SendData::Sges(list) => {
-            let translated = pd.translate(list, &mut sges[..max_sge.min(HOST_SGE)], guard);
+            let room = &mut sges[..max_sge.min(HOST_SGE)];
+            let translated = pd.translate(list, room, queue, guard)?;
             translated.unwrap_or_else(|| {
                 sges[0] = pd.context().hca().poison.sge();
                 1

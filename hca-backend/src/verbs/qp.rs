@@ -437,7 +437,7 @@ impl QpDriver for Qp {
         if let Some(stage) = &self.stage {
             let mut place = self.place(stage)?;
             let Staged { prepared, sges, inline } = &mut *place;
-            match prepare(&self.pd, self.qp_type, wr, sges, self.host_sge, &guard) {
+            match prepare(&self.pd, self.qp_type, &self.send, wr, sges, self.host_sge, &guard) {
                 Ok(made) => *prepared = made,
                 Err(e) => {
                     stage.give_back(place);
@@ -451,7 +451,8 @@ impl QpDriver for Qp {
             return self.stage(stage, request, place);
         }
         let mut sges = [ibv_sge::default(); HOST_SGE];
-        let mut prepared = prepare(&self.pd, self.qp_type, wr, &mut sges, self.host_sge, &guard)?;
+        let mut prepared =
+            prepare(&self.pd, self.qp_type, &self.send, wr, &mut sges, self.host_sge, &guard)?;
         if let Some(bind) = &prepared.bind {
             return self.post_bind(request, &mut prepared.wr, bind);
         }

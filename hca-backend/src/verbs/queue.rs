@@ -220,6 +220,27 @@ impl WorkQueue {
         }
     }
 
+    /// Who is told when there is room.
+    pub(crate) fn waiter(&self) -> Option<&Arc<dyn SendReady>> {
+        self.ready.get()
+    }
+
+    /// Number and life of the queue, and a place behind the requests that are about to be reserved.
+    pub(crate) fn mark(&self) -> (u32, u32, u32) {
+        const A_BURST: u32 = 16;
+        let behind = self.head.load(Ordering::Relaxed).wrapping_add(A_BURST);
+        (self.index, self.generation.load(Ordering::Relaxed), behind)
+    }
+
+    /// Whether the requests before such a place are done.
+    pub(crate) fn has_passed(&self, generation: u32, place: u32) -> bool {
+        let in_order = self.free.is_none();
+        let tail = self.tail.load(Ordering::Acquire);
+        self.outstanding() == 0
+            || generation != self.generation.load(Ordering::Acquire)
+            || (in_order && tail.wrapping_sub(place) as i32 >= 0)
+    }
+
     /// Marks a reserved request: what is posted in its place must fail.
     pub(crate) fn mark_malformed(&self, name: u64) {
         let place = &self.slots[Name::decode(name).slot as usize];

@@ -20,6 +20,7 @@ mod hca_hotplug;
 mod init;
 mod kinds;
 mod lifecycle;
+mod local;
 mod multicast;
 mod on_demand;
 mod on_demand_hostile;

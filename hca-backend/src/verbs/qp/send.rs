@@ -98,7 +98,7 @@ impl Qp {
                 opcode: wr.opcode.code(),
                 malformed: false,
             };
-            let made = prepare(&self.pd, self.qp_type, wr, free, self.host_sge, guard);
+            let made = prepare(&self.pd, self.qp_type, &self.send, wr, free, self.host_sge, guard);
             let mut prepared = match made {
                 Ok(prepared) => prepared,
                 Err(e) => {
