@@ -343,7 +343,7 @@ impl QpPath {
                     None if !self.rings.seat.take_again() => return Next::Left,
                     None => return Next::Empty,
                 };
-                let Ok(bytes) = again else { return Next::Left };
+                let Ok(bytes) = again else { return self.left() };
                 ring.advance(1, bytes);
                 if !self.rings.seat.take_again() {
                     return Next::Left;
@@ -353,7 +353,7 @@ impl QpPath {
             // Not in a state to send, or gone: a change of state asks for attention.
             Err(_) => {
                 self.rings.seat.leave();
-                Next::Left
+                self.left()
             }
         }
     }
@@ -414,6 +414,13 @@ impl QpPath {
         self.qp.post_send(&SendWr { remote_addr: 0, rkey: RKey(0), ud, ..*wr })
     }
 
+    /// The QP was let go of; it is taken again if somebody rang for receive WQEs before, and left it at
+    /// that since the seat was taken.
+    fn left(&self) -> Next {
+        let rung = self.rings.attention.load(Ordering::Acquire) != 0;
+        if rung && self.rings.seat.take_again() { Next::Empty } else { Next::Left }
+    }
+
     /// Leaves, unless the rings were opened since they were found closed: whoever opened them may have
     /// asked for attention while we were still active, which did nothing.
     fn leave_closed(&self) -> Turn {
@@ -431,7 +438,11 @@ impl QpPath {
         self.rings.seat.leave();
         let Some(word) = self.rings.memory.atomic_u32(SQ_MODE) else { return true };
         let open = self.rings.may_touch();
-        let has_work = || self.rings.send.as_ref().is_some_and(SendRing::has_work);
+        // Who rang for receive WQEs while the seat was taken left it at that: it is seen from here.
+        let has_work = || {
+            self.rings.attention.load(Ordering::Acquire) != 0
+                || self.rings.send.as_ref().is_some_and(SendRing::has_work)
+        };
         if !open || !doorbell::arm::<Machine>(word, self.rings.vector(), has_work) {
             return true;
         }
