@@ -361,6 +361,11 @@ static struct vrdma_ring *vrdma_cqe_to_wc(struct vrdma_vdev *vd, const struct vi
 	}
 	if (cqe->flags & VIRTIO_RDMA_CQE_GRH)
 		wc->wc_flags |= IB_WC_GRH;
+	if (cqe->flags & VIRTIO_RDMA_CQE_WITH_VLAN) {
+		wc->wc_flags |= IB_WC_WITH_VLAN;
+		wc->vlan_id = le16_to_cpu(cqe->vlan);
+	}
+	wc->sl = cqe->sl;
 	return cqe->flags & VIRTIO_RDMA_CQE_SEND_QUEUE ? &qp->sq : &qp->rq;
 }
 

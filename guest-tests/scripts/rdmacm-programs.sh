@@ -48,6 +48,11 @@ for family in 4 6; do
     cm "rdma_server-$family" "rdma_server -s $there" "rdma_client -s $there"
     cm "rstream-$family" "rstream -b $there -S 4096 -C 100 -T v" "rstream -s $there -S 4096 -C 100 -T v"
 done
+if [[ $with_vlan == yes ]]; then
+    there=$(vlan 0)
+    cm rping-vlan "rping -s -V -v -C 10 -a $there" "rping -c -V -v -C 10 -a $there"
+    cm udaddy-vlan "udaddy -b $there" "udaddy -s $there"
+fi
 cm rping-persistent "forever rping -s -P -a $ADDR_0" "rping -c -C 5 -a $ADDR_0"
 cm ucmatose-many "ucmatose -c 20 -C 5 -S 2048" "ucmatose -s $ADDR_0 -c 20 -C 5 -S 2048"
 cm udaddy-many "udaddy -c 4 -C 20" "udaddy -s $ADDR_0 -c 4 -C 20"

@@ -225,6 +225,8 @@ fn main() {
         imm: 0,
         src_qpn: Qpn(0),
         vendor_err: 0,
+        vlan: 0,
+        sl: 0,
     };
     println!(
         "{:>8} {:>8} {:>8}  ns (median of {windows} windows of {OPS})",

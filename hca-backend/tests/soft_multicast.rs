@@ -59,7 +59,7 @@ fn ah(from: &End, dgid: Gid) -> Arc<dyn AhDriver> {
 }
 
 fn ah_in(from: &End, dgid: Gid, vlan: Option<u16>, sgid_index: u32) -> Arc<dyn AhDriver> {
-    let path = AhAttr { dgid, vlan, sgid_index, port: 1, hop_limit: 1, ..AhAttr::default() };
+    let path = AhAttr { dgid, vlan, sgid_index, sl: 3, port: 1, hop_limit: 1, ..AhAttr::default() };
     from.tenant.pd.create_ah(&path).unwrap()
 }
 
@@ -227,6 +227,11 @@ fn a_vlan_is_heard_by_devices_that_are_in_it() {
     }
     send(&sender, group(), b"untagged");
     lab.run();
+    let vlans: Vec<_> = {
+        let wcs = inside.recv.wcs.lock().unwrap();
+        wcs.iter().map(|wc| wc.flags.contains(WcFlags::VLAN).then_some((wc.vlan, wc.sl))).collect()
+    };
+    assert_eq!(vlans, [Some((5, 3)), Some((5, 3)), None], "and so it says");
     assert_eq!(heard(&inside), [&b"tagged"[..], b"tagged", b"untagged"]);
     assert_eq!(heard(&outside), [b"untagged"]);
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
-use rdma_midlayer::attr::{AhAttr, QpAttr, QpAttrMask};
+use rdma_midlayer::attr::{AhAttr, GidEntry, QpAttr, QpAttrMask};
 use rdma_midlayer::driver::{AhDriver, AsyncEvent, SrqDriver, SrqInit};
 use rdma_midlayer::types::*;
 use rdma_midlayer::work::*;
@@ -112,6 +112,45 @@ fn a_datagram_that_nobody_can_take_is_lost_and_its_send_succeeds() {
     lab.run();
     assert_eq!(b.recv.statuses(), [(7, WcStatus::Success)]);
     assert_eq!(lab.state(&b), QpState::Rts);
+}
+
+#[test]
+fn a_datagram_says_in_which_vlan_it_came_and_one_in_another_than_its_addresses_is_lost() {
+    let lab = Lab::new();
+    let (a, b) = datagram_pair(&lab, QpType::Ud);
+    let there = GidEntry { vlan: Some(5), ..gid_entry(12) };
+    let here = GidEntry { vlan: Some(5), ..gid_entry(11) };
+    a.tenant.context.add_gid(&lab.cx, 1, &here).unwrap();
+    b.tenant.context.add_gid(&lab.cx, 1, &there).unwrap();
+    let sges = [a.sge(0, 100)];
+    for wr_id in 0..3 {
+        b.post_recv(wr_id, &[b.sge(0, 5000)]);
+    }
+    // VLAN of the handle, its source, and whether it comes.
+    for (vlan, sgid_index, dgid, comes) in [
+        (Some(5), 1, there.gid, true),
+        (None, 1, there.gid, true),
+        (None, 0, there.gid, false),
+        (Some(6), 0, b.tenant.gid, false),
+        (None, 0, b.tenant.gid, true),
+    ] {
+        let path = AhAttr { dgid, vlan, sgid_index, sl: 2, port: 1, ..AhAttr::default() };
+        let ah = a.tenant.pd.create_ah(&path).unwrap();
+        a.qp.post_send(&datagram(9, &sges, &*ah, b.qp.qpn(), QKEY)).unwrap();
+        lab.run();
+        assert_eq!(a.send.statuses(), [(9, WcStatus::Success)]);
+        let Some(wc) = b.recv.take() else {
+            assert!(!comes, "{vlan:?} {sgid_index} {dgid}");
+            continue;
+        };
+        assert!(comes, "{vlan:?} {sgid_index} {dgid}");
+        let tagged = dgid == there.gid;
+        assert_eq!(
+            (wc.flags.contains(WcFlags::VLAN), wc.vlan),
+            (tagged, if tagged { 5 } else { 0 })
+        );
+        assert!(!tagged || wc.sl == 2);
+    }
 }
 
 #[test]

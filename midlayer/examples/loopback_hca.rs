@@ -318,6 +318,8 @@ impl LoopQp {
             imm: 0,
             src_qpn: Qpn(0),
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         }
     }
 

@@ -133,6 +133,8 @@ impl QpDriver for NullQp {
             imm: 0,
             src_qpn: self.qpn(),
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         };
         self.0.1.try_lock().map_err(|_| Error::QueueFull)?.push_back(wc);
         // The midlayer calls the consumer's handler later and elsewhere, if it asked for that.

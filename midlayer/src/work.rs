@@ -343,6 +343,8 @@ impl WcFlags {
     pub const WITH_INV: Self = Self(2);
     /// The first 40 bytes received are a GRH.
     pub const GRH: Self = Self(4);
+    /// `vlan` holds a VLAN.
+    pub const VLAN: Self = Self(8);
 
     /// Whether all of `other` are in the set.
     pub const fn contains(self, other: Self) -> bool {
@@ -374,6 +376,10 @@ pub struct WorkCompletion {
     pub vendor_err: u32,
     /// UD: the sender.
     pub src_qpn: Qpn,
+    /// UD: the VLAN in which it came.
+    pub vlan: u16,
+    /// UD: its service level.
+    pub sl: u8,
 }
 
 impl WorkCompletion {
@@ -390,6 +396,8 @@ impl WorkCompletion {
             byte_len,
             imm: 0,
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
             src_qpn: qpn,
         }
     }

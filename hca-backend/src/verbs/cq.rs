@@ -238,6 +238,8 @@ fn translate(hca: &Hca, wc: &ibv_wc, guard: &Guard) -> Option<WorkCompletion> {
         imm: if flags & (WcFlags::WITH_IMM.0 | WcFlags::WITH_INV.0) != 0 { wc.imm_data } else { 0 },
         src_qpn: Qpn(if ok && opcode.is_recv() { wc.src_qp } else { 0 }),
         vendor_err: wc.vendor_err,
+        vlan: 0,
+        sl: 0,
     })
 }
 

@@ -214,6 +214,8 @@ impl Qp {
             imm: 0,
             src_qpn: Qpn(0),
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         });
     }
 

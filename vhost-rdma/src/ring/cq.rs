@@ -107,7 +107,7 @@ impl CqRing {
             u64::from(wc.ticket) | u64::from(wc.byte_len) << 32,
             u64::from(wc.imm) | u64::from(wc.src_qpn.0) << 32,
             timestamp,
-            wc.vendor_err.into(),
+            u64::from(wc.vendor_err) | u64::from(wc.vlan) << 32 | u64::from(wc.sl) << 48,
             wall_clock,
             0,
         ];
@@ -250,6 +250,7 @@ mod tests {
     use super::*;
     use crate::ring::test_memory::memory;
     use rdma_midlayer::work::WcFlags;
+    use virtio_rdma_abi::ring::{CQE_GRH, CQE_WITH_VLAN};
     use zerocopy::FromBytes;
 
     fn ring() -> CqRing {
@@ -268,6 +269,8 @@ mod tests {
             imm: 5,
             src_qpn: Qpn(0),
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         }
     }
 
@@ -318,6 +321,16 @@ mod tests {
             consume(&ring, n + 1);
         }
         assert_eq!(ring.counts().rx_bytes.get(), 2300);
+    }
+
+    #[test]
+    fn a_datagrams_vlan_and_service_level_have_their_places() {
+        let ring = ring();
+        let flags = WcFlags(WcFlags::GRH.0 | WcFlags::VLAN.0);
+        ring.push(&WorkCompletion { flags, vlan: 0xfff, sl: 7, ..wc(1, WcOpcode::Recv) }).unwrap();
+        let found = cqe(&ring, 0).unwrap();
+        let expected = (CQE_GRH | CQE_WITH_VLAN, 0xfff, 7, 0);
+        assert_eq!((found.flags, found.vlan.get(), found.sl, found.vendor_err.get()), expected);
     }
 
     #[test]

@@ -259,6 +259,8 @@ impl<'a> Incoming<'a> {
             imm: if with_imm { wr.imm } else { 0 },
             src_qpn: run.ends.0,
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         };
         self.solicited |= wr.flags.contains(SendFlags::SOLICITED);
         // One that has no room is missed at the end.

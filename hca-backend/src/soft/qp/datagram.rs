@@ -13,7 +13,6 @@ use rdma_midlayer::work::{SendFlags, SendWr, WcFlags, WorkCompletion};
 
 use super::Qp;
 use super::execute::Step;
-use super::group::ToGroup;
 use super::paging::{Bytes, Lack, Waiting};
 use super::responder::Responder;
 use crate::soft::place::{Place, copy};
@@ -37,6 +36,18 @@ pub(super) struct Dest {
     pub(super) path: AhAttr,
     pub(super) qpn: Qpn,
     pub(super) qkey: u32,
+}
+
+/// A datagram as it arrives.
+pub(super) struct Arrival<'a> {
+    /// What was posted, or what stands in its place for a packet.
+    pub(super) wr: &'a SendWr<'a>,
+    pub(super) from: Qpn,
+    pub(super) qkey: u32,
+    /// Header and data.
+    pub(super) packet: &'a [u8],
+    pub(super) vlan: Option<u16>,
+    pub(super) sl: u8,
 }
 
 impl Dest {
@@ -100,14 +111,18 @@ impl Qp {
         write_grh(packet, &dest.path, source.gid);
         // With the high bit set it is the sender's own that counts (IBA 10.2.5).
         let qkey = if dest.qkey & 1 << 31 != 0 { self.qkey(attr) } else { dest.qkey };
+        let vlan = dest.path.vlan.or(source.vlan);
+        let it = Arrival { wr, from: self.qpn, qkey, packet, vlan, sl: dest.path.sl };
         if dest.is_group() {
-            let vlan = dest.path.vlan.or(source.vlan);
-            return self.send_to_group(&ToGroup { wr, dest, qkey, vlan, packet }, reached, guard);
+            return self.send_to_group(dest, &it, reached, guard);
         }
-        let Some(context) = self.context.network.find(dest.path.dgid) else { return Step::Done };
+        let context = self.context.network.find(dest.path.dgid);
+        let Some(context) = context.filter(|c| c.answers_to(dest.path.dgid, vlan)) else {
+            return Step::Done;
+        };
         let Some(peer) = context.qp(dest.qpn) else { return Step::Done };
         match peer.responder.0.try_lock_briefly() {
-            Some(mut responder) => peer.receive(&mut responder, self.qpn, wr, packet, qkey, guard),
+            Some(mut responder) => peer.receive(&mut responder, &it, guard),
             None => return Step::Busy,
         }
         Step::Done
@@ -127,21 +142,15 @@ impl Qp {
         right
     }
 
-    /// A datagram, header first, arrives here.
-    pub(super) fn receive(
-        &self,
-        responder: &mut Responder,
-        from: Qpn,
-        wr: &SendWr<'_>,
-        packet: &[u8],
-        qkey: u32,
-        guard: &Guard,
-    ) {
+    /// A datagram arrives here.
+    pub(super) fn receive(&self, responder: &mut Responder, it: &Arrival<'_>, guard: &Guard) {
+        let Arrival { wr, packet, .. } = *it;
         let listens = matches!(self.state(), QpState::Rtr | QpState::Rts | QpState::Sqd)
             && self.is_datagram()
             && !self.destroyed.load(Ordering::Acquire)
             && !self.context.suspended(guard);
-        if !listens || !self.qkey_is_right(responder, qkey) || responder.take_datagram().is_err() {
+        if !listens || !self.qkey_is_right(responder, it.qkey) || responder.take_datagram().is_err()
+        {
             return;
         }
         let sges = responder.wqe.sges();
@@ -164,19 +173,23 @@ impl Qp {
             return;
         }
         let with_imm = wr.opcode == WrOpcode::SendWithImm;
-        let flags =
-            if with_imm { WcFlags(WcFlags::GRH.0 | WcFlags::WITH_IMM.0) } else { WcFlags::GRH };
+        let flag = |there: bool, flag: WcFlags| if there { flag.0 } else { 0 };
+        let flags = WcFlags::GRH.0
+            | flag(with_imm, WcFlags::WITH_IMM)
+            | flag(it.vlan.is_some(), WcFlags::VLAN);
         let wc = WorkCompletion {
             wr_id: responder.wqe.wr_id,
             ticket: responder.wqe.ticket,
             status,
             opcode: WcOpcode::Recv,
-            flags,
+            flags: WcFlags(flags),
             qpn: self.qpn,
             byte_len: len as u32,
             imm: if with_imm { wr.imm } else { 0 },
-            src_qpn: from,
+            src_qpn: it.from,
             vendor_err: 0,
+            vlan: it.vlan.unwrap_or(0),
+            sl: it.sl,
         };
         responder.held = false;
         self.counts.recvs.add(1);

@@ -6,25 +6,13 @@ use std::sync::{Arc, PoisonError};
 
 use rdma_midlayer::rcu::Guard;
 use rdma_midlayer::types::{Gid, QpType, Qpn};
-use rdma_midlayer::work::SendWr;
 use rdma_midlayer::{Error, Result};
 
 use super::Qp;
-use super::datagram::Dest;
+use super::datagram::{Arrival, Dest};
 use super::execute::Step;
 use crate::soft::context::Context;
 use crate::soft::groups::{MEMBERS_A_STEP, behind};
-
-/// A datagram to a group, as it leaves its sender.
-pub(super) struct ToGroup<'a> {
-    pub(super) wr: &'a SendWr<'a>,
-    pub(super) dest: &'a Dest,
-    pub(super) qkey: u32,
-    /// The VLAN in which it goes.
-    pub(super) vlan: Option<u16>,
-    /// Header and data.
-    pub(super) packet: &'a [u8],
-}
 
 impl Qp {
     /// Has the QP get what is sent to a group.
@@ -79,13 +67,19 @@ impl Qp {
     }
 
     /// Gives a datagram to the members behind `reached` that one step reaches. Never sleeps.
-    pub(super) fn send_to_group(&self, it: &ToGroup<'_>, reached: &mut u64, guard: &Guard) -> Step {
+    pub(super) fn send_to_group(
+        &self,
+        dest: &Dest,
+        it: &Arrival<'_>,
+        reached: &mut u64,
+        guard: &Guard,
+    ) -> Step {
         // A group is for its members only, who are called so.
-        if it.dest.qpn != Qpn::MULTICAST {
+        if dest.qpn != Qpn::MULTICAST {
             return Step::Done;
         }
         let network = &self.context.network;
-        let Some(members) = network.groups().members(it.dest.path.dgid) else { return Step::Done };
+        let Some(members) = network.groups().members(dest.path.dgid) else { return Step::Done };
         for (done, member) in behind(&members, *reached).iter().enumerate() {
             if done == MEMBERS_A_STEP {
                 return Step::More;
@@ -96,7 +90,7 @@ impl Qp {
                 let Some(mut responder) = qp.responder.0.try_lock_briefly() else {
                     return Step::Busy;
                 };
-                qp.receive(&mut responder, self.qpn, it.wr, it.packet, it.qkey, guard);
+                qp.receive(&mut responder, it, guard);
             }
             *reached = member.uid;
         }

@@ -653,6 +653,8 @@ impl Qp {
             imm: if flags == WcFlags::default() { 0 } else { wr.imm },
             src_qpn: request.from.qpn,
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         };
         responder.held = false;
         self.counts.recvs.add(1);
@@ -672,6 +674,8 @@ impl Qp {
             imm: 0,
             src_qpn: responder.dest_qpn,
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         };
         responder.held = false;
         responder.draining = None;

@@ -14,7 +14,7 @@ use rdma_midlayer::types::{Gid, QpState, QpType, Qpn, RKey, WcStatus, WrOpcode};
 use rdma_midlayer::work::{SendData, SendFlags, SendWr};
 use rdma_midlayer::{Error, Result};
 
-use super::datagram::Dest;
+use super::datagram::{Arrival, Dest};
 use super::local::KeyChange;
 use super::queue::Current;
 use super::requester::Requester;
@@ -526,8 +526,15 @@ impl Qp {
             ud: None,
             srqn: None,
         };
-        let (from, qkey) = (packet.deth.src, packet.deth.qkey);
-        self.receive(&mut responder, from, &wr, &bytes, qkey, guard);
+        let arrival = Arrival {
+            wr: &wr,
+            from: packet.deth.src,
+            qkey: packet.deth.qkey,
+            packet: &bytes,
+            vlan: datagram.vlan,
+            sl: datagram.priority,
+        };
+        self.receive(&mut responder, &arrival, guard);
         true
     }
 

@@ -34,6 +34,8 @@ pub struct Datagram<'a> {
     pub dest: Gid,
     /// VLAN, if it had a tag that names one.
     pub vlan: Option<u16>,
+    /// Priority, which is the service level (annex A17.9.2.1), if it had a tag; else 0.
+    pub priority: u8,
     /// It met congestion (ECN: CE).
     pub congested: bool,
     /// The IP header, 20 or 40 bytes.
@@ -64,11 +66,12 @@ impl<'a> Datagram<'a> {
             .and_then(<[u8]>::split_first_chunk::<2>)
             .map(|(t, rest)| (u16::from_be_bytes(*t), rest))
             .ok_or(NotRoce::Other)?;
-        let mut vlan = None;
+        let (mut vlan, mut priority) = (None, 0);
         if ethertype == ETHERTYPE_VLAN {
             let (tag, after) = rest.split_first_chunk::<4>().ok_or(NotRoce::Other)?;
             // A tag with VLAN 0 carries a priority only.
             vlan = Some(u16::from_be_bytes([tag[0], tag[1]]) & 0xfff).filter(|id| *id != 0);
+            priority = tag[0] >> 5;
             ethertype = u16::from_be_bytes([tag[2], tag[3]]);
             rest = after;
         }
@@ -90,7 +93,7 @@ impl<'a> Datagram<'a> {
         if ip.len() == IPV4_LEN && checksum(ip) != 0 {
             return Err(NotRoce::Malformed);
         }
-        Ok(Self { source, dest, vlan, congested, ip, udp, transport, icrc: *icrc })
+        Ok(Self { source, dest, vlan, priority, congested, ip, udp, transport, icrc: *icrc })
     }
 
     /// Whether the packet is as it was sent.

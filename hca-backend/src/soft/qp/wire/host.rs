@@ -311,6 +311,8 @@ impl RecvHost for Receiver<'_> {
             imm: word.unwrap_or(0),
             src_qpn: responder.dest_qpn,
             vendor_err: 0,
+            vlan: 0,
+            sl: 0,
         };
         responder.held = false;
         self.qp.counts.recvs.add(1);
