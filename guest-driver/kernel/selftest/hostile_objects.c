@@ -150,6 +150,7 @@ static int rereg_mr(uint32_t mr, uint32_t pd, uint32_t flags, uint64_t start, ui
 /* The handle of a good MR. */
 int refuses_bad_memory(uint32_t pd, uint64_t buf, uint32_t bytes)
 {
+	const uint32_t on_demand = IB_UVERBS_ACCESS_ON_DEMAND;
 	int mr;
 
 	check(reg_mr(pd, buf, 0, 1) < 0, "an MR of nothing");
@@ -157,7 +158,9 @@ int refuses_bad_memory(uint32_t pd, uint64_t buf, uint32_t bytes)
 	check(reg_mr(pd, -PAGE, 2 * PAGE, 1) < 0, "an MR round the end");
 	check(reg_mr(pd, 0xffff888000000000, PAGE, 1) < 0, "an MR of kernel memory");
 	check(reg_mr(pd, buf, bytes, 2) < 0, "an MR with remote but no local write");
-	check(reg_mr(pd, buf, bytes, 64) < 0, "an MR that is not there (on demand)");
+	check(reg_mr(pd, buf, 0, on_demand | 1) < 0, "an MR on demand of nothing");
+	check(reg_mr(pd, -PAGE, 2 * PAGE, on_demand | 1) < 0, "an MR on demand round the end");
+	check(reg_mr(pd, buf, bytes, on_demand | 2) < 0, "remote but no local write on demand");
 	check(reg_mr(pd, buf, bytes, 1u << 31) < 0, "an MR with unknown rights");
 	mr = reg_mr(pd, buf, bytes, 0);
 	if (!check(mr >= 0, "a good MR"))
