@@ -47,6 +47,15 @@ static inline struct ib_udata *vrdma_create_cq_udata(struct ib_udata *arg)
 }
 #endif
 
+/* What the registration of a dma-buf is told after the rights. */
+#if defined(VRDMA_HAVE_DMAH)
+#define VRDMA_REG_DMABUF_ARGS struct ib_dmah *dmah, struct uverbs_attr_bundle *attrs
+#elif defined(VRDMA_REG_DMABUF_ATTRS)
+#define VRDMA_REG_DMABUF_ARGS struct uverbs_attr_bundle *attrs
+#else
+#define VRDMA_REG_DMABUF_ARGS struct ib_udata *udata
+#endif
+
 /* Resizing: the operation's name, and the type of its number of CQEs. */
 #ifdef VRDMA_HAVE_RESIZE_USER_CQ
 #define VRDMA_RESIZE_CQ_OP resize_user_cq

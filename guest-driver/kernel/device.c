@@ -252,6 +252,7 @@ const struct ib_device_ops vrdma_device_ops = {
 	.query_srq = vrdma_query_srq,
 	.reg_dm_mr = vrdma_reg_dm_mr,
 	.reg_user_mr = vrdma_reg_user_mr,
+	.reg_user_mr_dmabuf = vrdma_reg_user_mr_dmabuf,
 	.req_notify_cq = vrdma_req_notify_cq,
 	.rereg_user_mr = vrdma_rereg_user_mr,
 	.VRDMA_RESIZE_CQ_OP = vrdma_resize_user_cq,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Protection domains, XRC domains, and memory regions of user memory or of all memory (those for
- * fast registration are in fastreg.c). Everything here may sleep.
+ * Protection domains, XRC domains, and memory regions of user memory, dma-bufs or all memory (those
+ * for fast registration are in fastreg.c). Everything here may sleep.
  */
 #include "vrdma.h"
 
@@ -20,6 +20,7 @@
 /* Rights that a QP's peer can have: what memory then allows is checked at each access. */
 #define VRDMA_QP_ACCESS (VRDMA_MR_ACCESS | VRDMA_ACCESS_PERSIST)
 
+static struct ib_mr *vrdma_reg_umem(struct ib_pd *ibpd, struct ib_umem *umem, u64 iova, int access);
 static int vrdma_list_umem(struct vrdma_hca *hca, struct vrdma_page_list *list,
 			   struct ib_umem *umem, __le64 *offset);
 static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,
@@ -94,7 +95,6 @@ struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 i
 #endif
 {
 	struct vrdma_hca *hca = to_vhca(ibpd->device);
-	struct vrdma_mr *mr;
 	int err;
 
 #ifdef VRDMA_HAVE_DMAH
@@ -115,29 +115,36 @@ struct ib_mr *vrdma_reg_user_mr(struct ib_pd *ibpd, u64 start, u64 length, u64 i
 		return ERR_PTR(-EINVAL);
 	if (access & IB_ACCESS_ON_DEMAND)
 		return vrdma_odp_reg_mr(ibpd, start, length, iova, access);
+	return vrdma_reg_umem(ibpd, ib_umem_get_va(&hca->ibdev, start, length, access), iova,
+			      access);
+}
 
-	mr = kzalloc(sizeof(*mr), GFP_KERNEL);
-	if (!mr)
-		return ERR_PTR(-ENOMEM);
-	mr->umem = ib_umem_get_va(&hca->ibdev, start, length, access);
-	if (IS_ERR(mr->umem)) {
-		err = PTR_ERR(mr->umem);
-		goto err_free;
-	}
-	err = vrdma_reg_mr(to_vpd(ibpd), mr, iova, length, access);
+/*
+ * Pinned, for the device can't be told that an exporter moves its memory. Memory of another device
+ * rather than of the guest is refused by ours: -EFAULT. A kernel that can't do this at all says
+ * -EOPNOTSUPP (see ib_umem.h).
+ */
+struct ib_mr *vrdma_reg_user_mr_dmabuf(struct ib_pd *ibpd, u64 offset, u64 length, u64 iova, int fd,
+				       int access, VRDMA_REG_DMABUF_ARGS)
+{
+	struct vrdma_hca *hca = to_vhca(ibpd->device);
+	struct ib_umem_dmabuf *dmabuf;
+	int err;
+
+#ifdef VRDMA_HAVE_DMAH
+	if (dmah)
+		return ERR_PTR(-EOPNOTSUPP);
+#endif
+	err = vrdma_check_access(hca, access);
 	if (err)
-		goto err_umem;
-	mutex_init(&mr->lock);
-	mr->access = access;
-	mr->ibmr.length = length;
-	mr->ibmr.iova = iova;
-	return &mr->ibmr;
-
-err_umem:
-	ib_umem_release(mr->umem);
-err_free:
-	kfree(mr);
-	return ERR_PTR(err);
+		return ERR_PTR(err);
+	if (access & IB_ZERO_BASED)
+		iova = 0;
+	if (!length || length > le64_to_cpu(hca->attr.max_mr_size))
+		return ERR_PTR(-EINVAL);
+	dmabuf = ib_umem_dmabuf_get_pinned(&hca->ibdev, offset, length, fd, access);
+	return vrdma_reg_umem(ibpd, IS_ERR(dmabuf) ? ERR_CAST(dmabuf) : &dmabuf->umem, iova,
+			      access);
 }
 
 int vrdma_dereg_mr(struct ib_mr *ibmr, struct ib_udata *udata)
@@ -184,7 +191,8 @@ struct ib_mr *vrdma_rereg_user_mr(struct ib_mr *ibmr, int flags, u64 start, u64 
 
 	mutex_lock(&mr->lock);
 	err = -EINVAL;
-	if (!mr->umem)
+	/* As libibverbs has it, a dma-buf's MR stays what it is. */
+	if (!mr->umem || mr->umem->is_dmabuf)
 		goto out;
 	if (flags & IB_MR_REREG_ACCESS) {
 		err = vrdma_check_access(hca, access);
@@ -268,6 +276,33 @@ u32 vrdma_access_to_wire(int access)
 #endif
 	BUILD_BUG_ON(IB_ACCESS_RELAXED_ORDERING != VIRTIO_RDMA_ACCESS_RELAXED_ORDERING);
 	return access & VRDMA_QP_ACCESS;
+}
+
+/* Takes the umem, which may be an error, and releases it if this fails. */
+static struct ib_mr *vrdma_reg_umem(struct ib_pd *ibpd, struct ib_umem *umem, u64 iova, int access)
+{
+	struct vrdma_mr *mr;
+	int err = -ENOMEM;
+
+	if (IS_ERR(umem))
+		return ERR_CAST(umem);
+	mr = kzalloc(sizeof(*mr), GFP_KERNEL);
+	if (!mr)
+		goto err;
+	mr->umem = umem;
+	err = vrdma_reg_mr(to_vpd(ibpd), mr, iova, umem->length, access);
+	if (err)
+		goto err;
+	mutex_init(&mr->lock);
+	mr->access = access;
+	mr->ibmr.length = umem->length;
+	mr->ibmr.iova = iova;
+	return &mr->ibmr;
+
+err:
+	ib_umem_release(umem);
+	kfree(mr);
+	return ERR_PTR(err);
 }
 
 static int vrdma_reg_mr(struct vrdma_pd *pd, struct vrdma_mr *mr, u64 iova, u64 length,

@@ -224,6 +224,7 @@ static const struct verbs_context_ops vrdma_ops = {
 	.query_rt_values = vrdma_query_rt_values,
 	.query_srq = vrdma_query_srq,
 	.reg_dm_mr = vrdma_reg_dm_mr,
+	.reg_dmabuf_mr = vrdma_reg_dmabuf_mr,
 	.reg_mr = vrdma_reg_mr,
 	.req_notify_cq = vrdma_req_notify_cq,
 	.rereg_mr = vrdma_rereg_mr,

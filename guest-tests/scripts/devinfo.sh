@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 # The device is there as a user sees it: one RoCE port, active, bound to the network device, with
-# GIDs; and the kernel has nothing to complain of.
+# GIDs; it takes dma-bufs; and the kernel has nothing to complain of.
 set -euo pipefail
 source ./rdma.sh
 
@@ -21,6 +21,8 @@ for flag in MEM_WINDOW MEM_MGT_EXTENSIONS MEM_WINDOW_TYPE_2B RC_RNR_NAK_GEN; do
 done
 rdma statistic show link "$RDMA_DEVICE/1" | grep -qw retry_exceeded_err
 rdma resource show -dd qp link "$RDMA_DEVICE/1" lqpn 1 | grep -qw drv_rq_posted
+# dma-bufs as memory regions: here, where there are guests of QEMU; UML has none. One guest is enough.
+[[ $GUEST_INDEX != 0 ]] || python3 dmabuf.py
 if dmesg | grep -E 'BUG:|WARNING:|Oops|rcu.*stall|Call Trace'; then
     echo "the kernel complains"
     exit 1

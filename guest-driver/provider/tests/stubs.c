@@ -256,6 +256,9 @@ STUB_SUCCEEDS(ibv_cmd_close_xrcd, struct verbs_xrcd *xrcd)
 STUB_SUCCEEDS(ibv_cmd_reg_mr, struct ibv_pd *pd, void *addr, size_t length, uint64_t hca_va,
 	      int access, struct verbs_mr *mr, struct ibv_reg_mr *cmd, size_t cmd_size,
 	      struct ib_uverbs_reg_mr_resp *resp, size_t resp_size)
+STUB_SUCCEEDS(ibv_cmd_reg_dmabuf_mr, struct ibv_pd *pd, uint64_t offset, size_t length,
+	      uint64_t iova, int fd, int access, struct verbs_mr *mr,
+	      struct ibv_command_buffer *driver)
 STUB_SUCCEEDS(ibv_cmd_advise_mr, struct ibv_pd *pd, enum ibv_advise_mr_advice advice,
 	      uint32_t flags, struct ibv_sge *sg_list, uint32_t num_sge)
 STUB_SUCCEEDS(ibv_cmd_rereg_mr, struct verbs_mr *mr, uint32_t flags, void *addr, size_t length,

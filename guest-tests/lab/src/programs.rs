@@ -21,10 +21,10 @@ pub fn checkout() -> &'static Path {
     here.ancestors().nth(2).unwrap_or(here)
 }
 
-/// Functions that scripts in guests share.
+/// What scripts in guests share or run.
 pub fn shared_scripts() -> Vec<PathBuf> {
     let folder = checkout().join("guest-tests/scripts");
-    ["rdma.sh", "nested-host.sh"].map(|name| folder.join(name)).into()
+    ["rdma.sh", "nested-host.sh", "loopback.py", "dmabuf.py"].map(|name| folder.join(name)).into()
 }
 
 /// Cargo, as the one that runs the lab.
